@@ -1,0 +1,78 @@
+"""Logs: one JSON object a line, with request and refid, and without secrets.
+
+No call logs a secret; what follows is the second lock: macs in paths and whole phone numbers are masked in every
+line, also in those of libraries and in tracebacks. Control characters are escaped by JSON or, for a console, by us.
+"""
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+from asgi_correlation_id import correlation_id
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_MAC = re.compile(r"(/kpay/(?:returl|return)/[^/\s]{1,64}/)[^/\s\"'?]+")
+_MSISDN = re.compile(r"(?<![0-9A-Za-z])(\+?(?:250|0)7\d)\d{4}(\d{3})(?!\d)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_NOISY = ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access", "asyncio")
+
+
+def masked(text: str) -> str:
+    """Return `text` without listener macs and without the middle of Rwandan phone numbers."""
+    return _MSISDN.sub(r"\1****\2", _MAC.sub(r"\1***", text))
+
+
+def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: masked(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    request = correlation_id.get()
+    return {**event, "request": request} if request else event
+
+
+def _one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape what could forge a line or drive a terminal; JSON does this by itself."""
+    return {
+        name: _CONTROL.sub(lambda match: repr(match[0])[1:-1], value)
+        if isinstance(value, str) and name != "exception"
+        else value
+        for name, value in event.items()
+    }
+
+
+def configure(log_format: str, level: str) -> None:
+    """Send structlog's and the standard library's logs to standard error in one form; replaces what was configured."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        _request,
+    ]
+    ends: list[Processor]
+    if log_format == "json":
+        ends = [structlog.processors.format_exc_info, _mask, structlog.processors.JSONRenderer()]
+    else:
+        renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        ends = [structlog.processors.format_exc_info, _mask, _one_line, renderer]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in _NOISY:
+        # They print whole URLs, and with them the listener's macs.
+        logging.getLogger(name).setLevel(logging.WARNING)

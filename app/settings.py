@@ -1,0 +1,168 @@
+"""What a deployment says: every setting of kpayd, read once from `KPAYD_*` (CONTRACT section 2).
+
+The command line reads them and hands values on; nothing below it looks at the environment.
+"""
+
+import os
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "KPAYD_"
+SECRETS_DIR = "/run/secrets"
+
+T = TypeVar("T", bound="DatabaseSettings")
+Network = IPv4Network | IPv6Network
+
+
+class SettingsError(Exception):
+    """A required setting is missing or one is malformed; `lines` has one clear line for each, without its value."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine: `localhost` or a loopback address, written out."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: object) -> object:
+    parts = _split(value)
+    return [ip_network(part, strict=False) for part in parts] if isinstance(parts, list) else parts
+
+
+def _web_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise ValueError("must be an https URL without query or fragment")
+    if url.scheme == "http" and not is_loopback(url.hostname):
+        raise ValueError("must be https; http is accepted for loopback hosts only")
+    if url.username or url.password:
+        raise ValueError("must not hold a user name or password")
+    return value
+
+
+def _no_trailing_slash(value: str) -> str:
+    if value.endswith("/"):
+        raise ValueError("must not end with a slash")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if not value.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
+        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    return value
+
+
+def _long_enough(keys: list[SecretStr]) -> list[SecretStr]:
+    shortest = 32
+    if any(len(key.get_secret_value()) < shortest for key in keys):
+        raise ValueError(f"each key must have {shortest} characters or more")
+    return keys
+
+
+Csv = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[list[Network], NoDecode, BeforeValidator(_networks)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Schedule = Annotated[list[Seconds], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+WebUrl = Annotated[str, AfterValidator(_web_url)]
+
+
+class DatabaseSettings(BaseSettings):
+    """The one setting that `migrate` and the operator's look-ups need."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+        description="`postgresql://user:password@host:5432/name`"
+    )
+
+
+class Settings(DatabaseSettings):
+    """Everything that `serve` and `worker` need. Secrets are `SecretStr`: neither repr nor an error shows them."""
+
+    public_url: Annotated[WebUrl, AfterValidator(_no_trailing_slash)] = Field(
+        description="where K-Pay and payers reach this service, no trailing slash; https (http for loopback only)"
+    )
+    gateway_url: WebUrl = Field(description="K-Pay's endpoint; every action is POSTed there")
+    gateway_username: str = Field(min_length=1, description="Basic authorization at K-Pay")
+    gateway_password: SecretStr = Field(min_length=1, description="Basic authorization at K-Pay")
+    retailerid: str = Field(min_length=1, description="this merchant at K-Pay")
+    gateway_key: SecretStr = Field(default=SecretStr(""), description="sent as `Kpay-Key`; not sent when empty")
+    msisdn_format: Literal["international", "local"] = Field(
+        default="international", description="what K-Pay is sent: `international` (`2507...`) or `local` (`07...`)"
+    )
+    secret_keys: Annotated[
+        list[SecretStr], NoDecode, BeforeValidator(_split), Field(min_length=1), AfterValidator(_long_enough)
+    ] = Field(description="comma-separated, 32 characters or more each; the first signs, all verify (rotation)")
+    postback_allowed_ips: Networks = Field(
+        default=[], description="comma-separated CIDRs that postbacks may come from; empty means any"
+    )
+    trusted_proxies: Networks = Field(
+        default=[], description="comma-separated CIDRs whose `X-Forwarded-For` is believed"
+    )
+    confirm: Literal["always", "never"] = Field(
+        default="always", description="`always`: a postback is a hint and `checkstatus` decides; `never`: it decides"
+    )
+    gateway_timeout: Seconds = Field(default=30, description="seconds for one K-Pay call, all told")
+    check_schedule: Schedule = Field(
+        default=[10, 20, 30, 60, 120, 300, 600, 1800, 3600],
+        description="seconds between the checks of an open payment; the last one repeats",
+    )
+    unknown_grace: Seconds = Field(
+        default=120, description="seconds from a request whose outcome is unknown until `611` is believed"
+    )
+    postback_rechecks: Schedule = Field(
+        default=[2, 5, 15], description="seconds between the checks after a postback while K-Pay still says pending"
+    )
+    expire_after: Seconds = Field(default=86400, description="seconds until an open payment is `expired`")
+    check_concurrency: int = Field(default=16, ge=1, le=1000, description="checkstatus calls at once, per process")
+    allow_usd: bool = Field(default=False, description="whether `currency` `USD` is accepted")
+    checkout_hosts: Csv = Field(
+        default=["pay.esicia.rw", "pay.esicia.com"],
+        description="hosts, besides `GATEWAY_URL`'s own, that a `checkout_url` may send a payer to",
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="`json` or `console`")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
+
+    @property
+    def gateway(self) -> str:
+        """The host of `GATEWAY_URL`: the gateway that a payment belongs to for ever (rules of truth, 8)."""
+        return urlsplit(self.gateway_url).hostname or ""
+
+
+def load(kind: type[T]) -> T:
+    """Read settings from the environment, `.env` and secret files; raises `SettingsError` with a line for each fault."""
+    sources: dict[str, Any] = {"_secrets_dir": SECRETS_DIR} if Path(SECRETS_DIR).is_dir() else {}
+    try:
+        return kind(**sources)
+    except ValidationError as exc:
+        raise SettingsError([_line(kind, error) for error in exc.errors(include_input=False)]) from None
+
+
+def _line(kind: type[DatabaseSettings], error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails has no public shape
+    name = str(error["loc"][0])
+    help_ = (kind.model_fields[name].description or "").replace("`", "")
+    if error["type"] == "missing":
+        return f"{PREFIX}{name.upper()} is required: {help_}"
+    return f"{PREFIX}{name.upper()} is malformed: {error['msg'].removeprefix('Value error, ')} ({help_})"
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without kpayd's settings: what `dev` and `demo` start their own processes with."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
