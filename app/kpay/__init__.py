@@ -1,0 +1,1 @@
+"""The one door to K-Pay: its codes, its words, its errors and the client that asks."""

@@ -1,0 +1,122 @@
+"""The client: asks K-Pay for money and for news, and brings back what it said.
+
+One call is one POST with Basic authorization and one total deadline: httpx's own time-outs are per read, and an
+answer that dribbles in never meets them. No redirect is followed, TLS is verified, no proxy is taken from the
+environment. A body is read up to 64 KiB.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import stamina
+
+from app import metrics
+from app.kpay.errors import GatewayError, InDoubt, NotSent
+from app.kpay.wire import Message, read
+
+MAX_BODY = 64 * 1024
+CONNECT_ATTEMPTS = 3
+
+_CONNECT_SHARE = 0.25
+_MAX_CONNECT_SECONDS = 5.0
+# Shorter than any server's own idle limit that we know of: a request sent into a connection that is just being
+# closed is in doubt for no good reason.
+_IDLE_SECONDS = 2.0
+_NOTHING_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What K-Pay answered: the raw body (cut at 64 KiB) and, where it could be read, the message."""
+
+    http_status: int
+    content_type: str
+    body: bytes
+    message: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where K-Pay is and who we are there."""
+
+    url: str
+    username: str
+    password: str
+    key: str = ""
+    timeout: float = 30.0
+
+
+class KPay:
+    """K-Pay's API. Make it by `connect`, which closes its connections."""
+
+    def __init__(self, client: httpx2.AsyncClient, endpoint: Endpoint) -> None:
+        self._client = client
+        self._endpoint = endpoint
+
+    async def pay(self, request: Mapping[str, Any]) -> Answer:
+        """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a connection that failed is tried again."""
+        deadline = time.monotonic() + self._endpoint.timeout
+        async for attempt in stamina.retry_context(
+            on=NotSent, attempts=CONNECT_ATTEMPTS, wait_initial=0.1, wait_max=1.0, timeout=self._endpoint.timeout / 2
+        ):
+            with attempt:
+                return await self._call("pay", {"action": "pay", **request}, deadline - time.monotonic())
+        raise NotSent("no attempt was made")
+
+    async def checkstatus(self, refid: str) -> Answer:
+        """Ask what became of `refid`. Raises `NotSent` or `InDoubt`, both of which say nothing of the payment."""
+        return await self._call("checkstatus", {"action": "checkstatus", "refid": refid}, self._endpoint.timeout)
+
+    async def _call(self, action: str, request: Mapping[str, Any], seconds: float) -> Answer:
+        began, outcome = time.monotonic(), "interrupted"
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._post(request)
+            outcome = "answered" if answer.message else "unreadable"
+        except TimeoutError as exc:
+            outcome = "in_doubt"
+            raise InDoubt(f"K-Pay did not answer within {self._endpoint.timeout:g} s") from exc
+        except _NOTHING_SENT as exc:
+            outcome = "not_sent"
+            raise NotSent(f"no connection to K-Pay ({type(exc).__name__})") from exc
+        except httpx2.HTTPError as exc:
+            outcome = "in_doubt"
+            raise InDoubt(f"the connection to K-Pay broke ({type(exc).__name__})") from exc
+        finally:
+            metrics.GATEWAY_CALLS.labels(action, outcome).inc()
+            metrics.GATEWAY_SECONDS.labels(action, outcome).observe(time.monotonic() - began)
+        return answer
+
+    async def _post(self, request: Mapping[str, Any]) -> Answer:
+        async with self._client.stream("POST", self._endpoint.url, json=request) as response:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) >= MAX_BODY:
+                    break
+        content_type = response.headers.get("content-type", "")
+        kept = bytes(body[:MAX_BODY])
+        return Answer(response.status_code, content_type[:200], kept, read(kept, content_type))
+
+
+@asynccontextmanager
+async def connect(endpoint: Endpoint, *, connections: int = 100) -> AsyncIterator[KPay]:
+    """Yield a client of `endpoint` that holds at most `connections` connections."""
+    connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
+    async with httpx2.AsyncClient(
+        auth=(endpoint.username, endpoint.password),
+        headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
+        timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds, pool=connect_seconds),
+        limits=httpx2.Limits(max_connections=connections, keepalive_expiry=_IDLE_SECONDS),
+        follow_redirects=False,
+        trust_env=False,
+    ) as client:
+        yield KPay(client, endpoint)
+
+
+__all__ = ["Answer", "Endpoint", "GatewayError", "InDoubt", "KPay", "NotSent", "connect"]

@@ -1,0 +1,115 @@
+"""What K-Pay's words mean for a payment: the one place where its messages become `Evidence`.
+
+Three dialects: the reply to a payment request, the answer to checkstatus, the postback. Each function is pure and
+total; whatever is contradictory or not understood becomes doubt, never a guess.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from app.domain import Evidence, Failure, FailureCode, Says, Source
+from app.kpay import codes
+from app.kpay.wire import Message
+
+
+def of_pay_reply(message: Message | None, refid: str) -> Evidence:
+    """Read the reply to a payment request (guide, "Payment request"; `retcode` 0 is accepted, or paid at once)."""
+    if message is None:
+        return in_doubt("K-Pay's answer could not be read")
+    says = _pay_reply_says(message, refid)
+    return _evidence(
+        Source.GATEWAY_REPLY, says, message, failure=_failure(message, says), duplicate=message.retcode == "608"
+    )
+
+
+def _pay_reply_says(message: Message, refid: str) -> Says:
+    if message.ambiguous or message.refid not in (None, refid):
+        return Says.IN_DOUBT
+    about = codes.says_of_statusid(message.statusid)
+    told = about in (Says.PAID, Says.NOT_PAID, Says.PENDING)
+    if message.retcode not in (None, codes.ACCEPTED):
+        refusal = codes.RETCODES.get(message.retcode, (Says.IN_DOUBT,))[0]
+        return Says.IN_DOUBT if about is Says.PAID or message.success else refusal
+    if message.retcode == codes.ACCEPTED and message.success is False and about is not Says.NOT_PAID:
+        return Says.IN_DOUBT
+    if told:
+        # An outcome counts only where K-Pay names the payment that it is of.
+        return about if message.refid == refid or about is Says.PENDING else Says.IN_DOUBT
+    return Says.PENDING if message.retcode == codes.ACCEPTED and message.statusid is None else Says.IN_DOUBT
+
+
+def of_checkstatus(message: Message | None, refid: str, asked_at: datetime) -> Evidence:
+    """Read the answer to a checkstatus (guide, "Check transaction status"): `statusid` tells, a `retcode` refuses."""
+    if message is None:
+        return question_failed("K-Pay's answer could not be read", asked_at)
+    says = _checkstatus_says(message, refid)
+    return _evidence(Source.CHECKSTATUS, says, message, failure=_failure(message, says), asked_at=asked_at)
+
+
+def _checkstatus_says(message: Message, refid: str) -> Says:
+    says = codes.says_of_statusid(message.statusid)
+    if message.ambiguous or message.retcode not in (None, codes.ACCEPTED, codes.NOT_FOUND):
+        return Says.QUESTION_REFUSED
+    if message.statusid is None and message.retcode == codes.NOT_FOUND:
+        return Says.NOT_FOUND
+    if message.refid != refid and not (says is Says.NOT_FOUND and message.refid is None):
+        # An answer about another payment, or about none: whatever it says, it is not said of this one.
+        return says if says is Says.QUESTION_REFUSED else Says.NOTHING
+    return says
+
+
+def of_postback(message: Message | None, *, hint: bool) -> Evidence:
+    """Read a postback. The caller has seen to it that it came by an authentic path and names the right refid."""
+    if message is None:
+        return Evidence(Source.POSTBACK, Says.NOTHING, hint=True)
+    says = codes.says_of_statusid(message.statusid)
+    if message.ambiguous or says in (Says.QUESTION_REFUSED, Says.NOT_FOUND):
+        says = Says.NOTHING
+    return _evidence(Source.POSTBACK, says, message, failure=_failure(message, says), hint=hint)
+
+
+def in_doubt(why: str) -> Evidence:
+    """Return the evidence of a payment request that may have landed."""
+    return Evidence(Source.GATEWAY_REPLY, Says.IN_DOUBT, statusdesc=why)
+
+
+def not_sent(why: str) -> Evidence:
+    """Return the evidence of a payment request that cannot have landed."""
+    failure = Failure(FailureCode.GATEWAY_UNREACHABLE, why)
+    return Evidence(Source.GATEWAY_REPLY, Says.NOT_SENT, statusdesc=why, failure=failure)
+
+
+def question_failed(why: str, asked_at: datetime) -> Evidence:
+    """Return the evidence of a checkstatus that brought no usable answer: it says nothing of the payment."""
+    return Evidence(Source.CHECKSTATUS, Says.QUESTION_REFUSED, statusdesc=why, asked_at=asked_at)
+
+
+def refuses_us(evidence: Evidence) -> bool:
+    """Whether K-Pay refuses this service itself (user, password, address), not one payment or question."""
+    return bool(codes.CREDENTIALS & {evidence.retcode, evidence.statusid})
+
+
+def _failure(message: Message, says: Says) -> Failure | None:
+    if says in (Says.REFUSED, Says.REFUSED_AFTER_TID):
+        _, code, meaning = codes.RETCODES[str(message.retcode)]
+        detail = message.statusdesc or message.reply or meaning
+        return Failure(codes.failure_code(detail, default=code), detail, message.retcode)
+    if says is Says.NOT_PAID:
+        detail = message.statusdesc or message.reply or f"statusid {message.statusid}"
+        return Failure(codes.failure_code(detail), detail, message.statusid)
+    return None
+
+
+def _evidence(source: Source, says: Says, message: Message, **more: Any) -> Evidence:  # noqa: ANN401 - Evidence's own fields
+    return Evidence(
+        source,
+        says,
+        tid=message.tid,
+        momtransactionid=message.momtransactionid,
+        payaccount=message.payaccount,
+        statusid=message.statusid,
+        statusdesc=message.statusdesc or message.reply,
+        retcode=message.retcode,
+        checkout_url=message.url,
+        **more,
+    )

@@ -1,0 +1,44 @@
+"""Anything K-Pay says that this service has never seen is counted and logged once (rules of truth, 10)."""
+
+import structlog
+
+from app import metrics
+from app.kpay import codes
+from app.kpay.wire import Message
+
+log = structlog.get_logger()
+
+MOST_REMEMBERED = 1_000
+
+_CONTENT_TYPES = ("", "application/json", "text/json", "text/plain", "text/html", "application/x-www-form-urlencoded")
+
+
+class Unseen:
+    """What was new to this process, for operators to look at. Kept short: whoever floods us fills no memory."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, str], int] = {}
+
+    def note(self, kind: str, what: str) -> None:
+        """Count one thing never seen; log it the first time."""
+        metrics.GATEWAY_UNSEEN.labels(kind).inc()
+        key = (kind, what[:60])
+        if key not in self.seen and len(self.seen) < MOST_REMEMBERED:
+            log.warning("K-Pay said something never seen", kind=kind, what=key[1])
+            self.seen[key] = 0
+        if key in self.seen:
+            self.seen[key] += 1
+
+    def look(self, message: Message | None, content_type: str) -> None:
+        """Note what is new in a message and about the way it came."""
+        bare = content_type.split(";")[0].strip().lower()
+        if bare not in _CONTENT_TYPES:
+            self.note("content_type", bare)
+        if message is None:
+            self.note("unreadable", bare)
+            return
+        for member in message.unseen:
+            self.note("member", member)
+        for kind, code in (("retcode", message.retcode), ("statusid", message.statusid)):
+            if code is not None and code not in codes.KNOWN:
+                self.note(kind, code)

@@ -1,0 +1,151 @@
+"""One tolerant reader for everything that K-Pay says: answers to our calls on any HTTP status, and postbacks.
+
+K-Pay's guide shows trailing commas, a closing brace too many, numbers for strings and line breaks inside values; it
+names no content type. `read` never raises: what it cannot make out is `None`, and the raw bytes are kept elsewhere.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+MAX_VALUE = 1_000
+"""Characters kept of one value; the raw bytes keep all of it."""
+
+_KNOWN = ("tid", "refid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode", "reply", "url")
+_UNREMARKABLE = frozenset({*_KNOWN, "success", "authkey", "comtime", "initime"})
+_FORM = "application/x-www-form-urlencoded"
+_WHITE = " \t\r\n\f\v\0\ufeff"
+_MAX_DIGITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one body says, in K-Pay's field names; an absent or empty member is None.
+
+    `ambiguous` tells that a member stood twice with different values: such a message proves nothing.
+    `unseen` names members that this service does not know (rules of truth, 10).
+    """
+
+    tid: str | None = None
+    refid: str | None = None
+    momtransactionid: str | None = None
+    payaccount: str | None = None
+    statusid: str | None = None
+    statusdesc: str | None = None
+    retcode: str | None = None
+    reply: str | None = None
+    url: str | None = None
+    success: bool | None = None
+    ambiguous: bool = False
+    unseen: tuple[str, ...] = field(default=())
+
+
+def read(body: bytes, content_type: str = "") -> Message | None:
+    """Return what `body` says, or None where no JSON object and no form can be made out of it."""
+    if content_type.split(";")[0].strip().lower() == _FORM:
+        return _form(body) or _json(body)
+    return _json(body) or _form(body)
+
+
+def _json(body: bytes) -> Message | None:
+    text = _decode(body).lstrip(_WHITE)
+    if not text.startswith("{"):
+        return None
+    for candidate in (text, _without_trailing_commas(text)):
+        try:
+            pairs, _ = _DECODER.raw_decode(candidate)
+        except (ValueError, RecursionError):
+            continue
+        return _message(pairs) if isinstance(pairs, _Pairs) else None
+    return None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of one JSON object in their order, repetitions included."""
+
+
+def _digits(text: str) -> int | str:
+    """Return an integer of sane length; a longer one stays text (and is cut), for converting it costs seconds."""
+    return int(text) if len(text) <= _MAX_DIGITS else text
+
+
+# strict=False: the guide itself has line breaks inside values.
+_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=_digits, parse_float=str, strict=False)
+
+
+def _decode(body: bytes) -> str:
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return body.decode("utf-16", "replace")
+    return body.decode("utf-8-sig", "replace")
+
+
+def _without_trailing_commas(text: str) -> str:
+    """Return `text` without commas that stand before a closing bracket, strings left alone."""
+    kept: list[str] = []
+    in_string = escaped = False
+    comma: int | None = None
+    for char in text:
+        if in_string:
+            in_string = escaped or char != '"'
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string, comma = True, None
+        elif char == ",":
+            comma = len(kept)
+        elif char in "}]" and comma is not None:
+            kept[comma] = ""
+            comma = None
+        elif not char.isspace():
+            comma = None
+        kept.append(char)
+    return "".join(kept)
+
+
+def _form(body: bytes) -> Message | None:
+    text = _decode(body).strip(_WHITE)
+    if not text or text[0] in "{[<" or "=" not in text:
+        return None
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100, errors="replace")
+    except ValueError:
+        return None
+    message = _message(pairs)
+    return message if any(getattr(message, name) for name in _KNOWN) else None
+
+
+def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
+    values: dict[str, str | None] = {}
+    ambiguous = False
+    for name, raw in pairs:
+        value = _text(raw)
+        ambiguous = ambiguous or (name in _KNOWN and name in values and values[name] != value)
+        values[name] = value
+    return Message(
+        **{name: values.get(name) for name in _KNOWN if name not in ("statusid", "retcode", "tid")},
+        tid=None if values.get("tid") == "0" else values.get("tid"),
+        statusid=_statusid(values.get("statusid")),
+        retcode=values.get("retcode"),
+        success={"0": False, "1": True, "false": False, "true": True}.get(values.get("success") or ""),
+        ambiguous=ambiguous,
+        unseen=tuple(sorted(clean(name)[:40] for name in values.keys() - _UNREMARKABLE))[:10],
+    )
+
+
+def _statusid(value: str | None) -> str | None:
+    """Return `1` as `01`: K-Pay's two-digit codes arrive as numbers from some of its systems."""
+    return f"0{value}" if value in ("1", "2", "3") else value
+
+
+def _text(value: object) -> str | None:
+    """Return a scalar as clean text; None for null, an empty text or a structure."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return clean(value) or None if isinstance(value, str) else str(value) if isinstance(value, int) else None
+
+
+def clean(value: str) -> str:
+    """Return `value` as text that PostgreSQL, JSON and a log take: no control characters, no lone surrogates, not too long."""
+    kept = "".join(char if char.isprintable() or char == " " else " " for char in value[: 2 * MAX_VALUE])
+    return kept.encode("utf-8", "replace").decode().strip()[:MAX_VALUE]
