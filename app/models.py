@@ -1,0 +1,179 @@
+"""The tables. `refid` leads every key of a table about a payment, so that one PostgreSQL can become a Citus cluster.
+
+No triggers, no foreign keys out of the evidence: a postback is kept even where its payment is missing (a restored
+backup). Raw bodies are `bytea`, since text and jsonb refuse bytes that K-Pay may well send.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from app.domain import Status
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+def _text(name: str, *, null: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=null)
+
+
+def _time(name: str, *, null: bool = False, now: bool = False) -> Column[datetime]:
+    return Column(name, DateTime(timezone=True), nullable=null, server_default=func.now() if now else None)
+
+
+_NEWEST_FIRST = (text("created_at DESC"), text("refid DESC"))
+_STATUSES = ", ".join(f"'{status}'" for status in Status)
+
+payments = Table(
+    "payments",
+    metadata,
+    # What the caller asked for.
+    _text("refid"),
+    _text("client"),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    _text("currency"),
+    _text("pmethod"),
+    _text("bankid"),
+    _text("msisdn"),
+    _text("email"),
+    _text("details"),
+    _text("cname"),
+    _text("cnumber"),
+    _text("redirecturl"),
+    _text("logourl", null=True),
+    _text("orderid", null=True),
+    Column("metadata", JSONB, nullable=False),
+    # What K-Pay said.
+    _text("gateway"),
+    _text("tid", null=True),
+    _text("checkout_url", null=True),
+    _text("momtransactionid", null=True),
+    _text("payaccount", null=True),
+    _text("statusid", null=True),
+    _text("statusdesc", null=True),
+    _text("retcode", null=True),
+    # What was made of it; `app.payments` is the one writer of `status`.
+    _text("status"),
+    _text("failure_code", null=True),
+    _text("failure_detail", null=True),
+    _text("failure_retcode", null=True),
+    Column("review_reasons", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("last_seq", Integer, nullable=False),
+    _time("created_at"),
+    _time("updated_at"),
+    _time("final_at", null=True),
+    _time("doubt_from"),
+    _time("expires_at"),
+    # When K-Pay is asked next, and who is asking now.
+    _time("next_check_at", null=True),
+    Column("check_step", SmallInteger, nullable=False, server_default="0"),
+    Column("wake_step", SmallInteger, nullable=True),
+    Column("recheck", Boolean, nullable=False, server_default=text("false")),
+    _time("checked_at", null=True),
+    _time("leased_until", null=True),
+    PrimaryKeyConstraint("refid"),
+    CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+    CheckConstraint("amount > 0", name="amount"),
+    Index("payments_due_idx", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
+    Index("payments_created_idx", *_NEWEST_FIRST),
+    Index("payments_client_idx", "client", *_NEWEST_FIRST),
+    Index("payments_status_idx", "status", *_NEWEST_FIRST),
+    Index("payments_msisdn_idx", "msisdn", *_NEWEST_FIRST),
+    Index("payments_review_idx", *_NEWEST_FIRST, postgresql_where=text("review_reasons <> '{}'")),
+    Index("payments_tid_idx", "tid", postgresql_where=text("tid IS NOT NULL")),
+    Index("payments_momtransactionid_idx", "momtransactionid", postgresql_where=text("momtransactionid IS NOT NULL")),
+    postgresql_with={"fillfactor": "80"},
+)
+"""One row a payment. Times are the database's own."""
+
+events = Table(
+    "events",
+    metadata,
+    _text("refid"),
+    Column("seq", Integer, nullable=False),
+    _text("type"),
+    _text("source"),
+    _time("created_at", now=True),
+    _text("status"),
+    _text("tid", null=True),
+    _text("momtransactionid", null=True),
+    _text("payaccount", null=True),
+    _text("statusid", null=True),
+    _text("statusdesc", null=True),
+    _text("retcode", null=True),
+    _text("detail", null=True),
+    PrimaryKeyConstraint("refid", "seq"),
+)
+"""A payment's timeline, numbered from 1 without gaps: `payment.*` for a change, `evidence` for what changed nothing."""
+
+evidence = Table(
+    "evidence",
+    metadata,
+    _text("refid"),
+    Column("digest", LargeBinary, nullable=False),
+    _text("source"),
+    Column("body", LargeBinary, nullable=False),
+    _text("content_type"),
+    Column("http_status", SmallInteger, nullable=True),
+    _text("remote", null=True),
+    _time("created_at", now=True),
+    PrimaryKeyConstraint("refid", "digest"),
+)
+"""Raw bodies, append-only, before anybody made sense of them. `digest` is of source and body: the same words are kept once."""
+
+claims = Table(
+    "claims",
+    metadata,
+    _text("client"),
+    _text("kind"),
+    _text("value"),
+    _text("refid"),
+    _time("created_at", now=True),
+    PrimaryKeyConstraint("client", "kind", "value"),
+)
+"""Names that at most one payment of a client may hold: an `Idempotency-Key` for good, an `orderid` while it is open or paid."""
+
+clients = Table(
+    "clients",
+    metadata,
+    _text("name"),
+    Column("key_hash", LargeBinary, nullable=False),
+    Column("previous_key_hash", LargeBinary, nullable=True),
+    Column("scopes", ARRAY(Text), nullable=False),
+    _text("webhook_url", null=True),
+    _text("webhook_secret"),
+    _time("created_at", now=True),
+    _time("revoked_at", null=True),
+    PrimaryKeyConstraint("name"),
+    Index("clients_key_hash_idx", "key_hash", unique=True),
+    Index("clients_previous_key_hash_idx", "previous_key_hash", unique=True),
+)
+"""API clients. Keys are 256 random bits, kept as SHA-256 only; two are valid at a time while one is being rotated."""
+
+Row = Any
+"""A row of `payments` as Core gives it: attributes by column name, typed where it becomes an object."""

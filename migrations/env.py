@@ -1,0 +1,38 @@
+"""How migrations reach the database: `KPAYD_DATABASE_URL`, with a short `lock_timeout`.
+
+A migration that waits for a lock makes every writer behind it wait too, so it gives up early and `kpayd migrate`
+tries again.
+"""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from app.database import make_engine
+from app.models import metadata
+from app.settings import DatabaseSettings, load
+
+LOCK_TIMEOUT = "2s"
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations that `alembic` was asked for, each in its own transaction."""
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()
+    context.configure(
+        connection=connection, target_metadata=metadata, transaction_per_migration=True, compare_server_default=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def main(url: str) -> None:
+    """Connect without a statement limit (an index may take long) and run."""
+    engine = make_engine(url, pool=1, statement_seconds=None)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+asyncio.run(main(context.config.attributes.get("database_url") or load(DatabaseSettings).database_url))
