@@ -1,0 +1,163 @@
+"""The inbox of postbacks: many that arrive together share one commit.
+
+Natural batching: one task writes; what arrives while its commit runs goes into the next statement, and each request
+waits for its own commit. There is no timer, so at low load a batch is one postback and nothing waits. A statement
+stores the raw bodies, writes the timeline and wakes a check for every payment that the postback disagrees with.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import text
+
+from app import metrics
+from app.bell import Bell
+from app.database import UNAVAILABLE, Database, sqlstate
+from app.domain import Evidence, agrees_with
+from app.models import Row
+from app.raw import Raw
+
+log = structlog.get_logger()
+
+MOST_IN_A_BATCH = 256
+MOST_WAITING = 2_048
+WAIT_SECONDS = 4.0
+
+_LONGEST = {"tid": 64, "momtransactionid": 64, "payaccount": 64, "statusid": 16, "statusdesc": 500}
+_OF_ONE_ROW = ("22", "23", "40", "54")
+"""SQLSTATE classes of an error that one row may have brought on its neighbours: data, constraint, deadlock, limit."""
+
+
+class Full(Exception):  # noqa: N818 - the name says what it is
+    """More postbacks wait than can be stored in time: K-Pay must come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postback:
+    """One postback that came by an authentic path: whose it is, what it says and its raw body."""
+
+    refid: str
+    evidence: Evidence
+    raw: Raw
+
+
+class Inbox:
+    """Stores postbacks durably. `run` must be running for `put` to return."""
+
+    def __init__(self, database: Database, bell: Bell) -> None:
+        self._database = database
+        self._bell = bell
+        self._waiting: dict[tuple[str, bytes], tuple[Postback, asyncio.Future[Row | None]]] = {}
+        self._arrived = asyncio.Event()
+
+    async def put(self, postback: Postback) -> Row | None:
+        """Return once the postback is committed, with its payment as it was before, or None where there is none.
+
+        Raises `Full`, or the database's error, or `TimeoutError`: then nothing may be acknowledged.
+        """
+        key = (postback.refid, postback.raw.digest)
+        if key in self._waiting:
+            stored = self._waiting[key][1]
+        elif len(self._waiting) >= MOST_WAITING:
+            raise Full
+        else:
+            stored = asyncio.get_running_loop().create_future()
+            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
+            stored.add_done_callback(lambda future: future.cancelled() or future.exception())
+            self._waiting[key] = (postback, stored)
+            self._arrived.set()
+        async with asyncio.timeout(WAIT_SECONDS):
+            return await asyncio.shield(stored)
+
+    async def run(self) -> None:
+        """Store what waits, batch after batch, until cancelled."""
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            await self._settle(batch)
+
+    def _take(self) -> list[tuple[Postback, asyncio.Future[Row | None]]]:
+        """Return the next batch, oldest first, with each refid at most once: one UPDATE changes a row once."""
+        taken: dict[str, tuple[str, bytes]] = {}
+        for key in self._waiting:
+            if len(taken) == MOST_IN_A_BATCH:
+                break
+            taken.setdefault(key[0], key)
+        batch = [self._waiting.pop(key) for key in sorted(taken.values())]
+        if not self._waiting:
+            self._arrived.clear()
+        return batch
+
+    async def _settle(self, batch: Sequence[tuple[Postback, asyncio.Future[Row | None]]]) -> None:
+        try:
+            rows = await self._store([postback for postback, _ in batch])
+        except UNAVAILABLE as exc:
+            if len(batch) > 1 and sqlstate(exc).startswith(_OF_ONE_ROW):
+                # One poisoned row must not fail its neighbours.
+                for item in batch:
+                    await self._settle([item])
+                return
+            log.error(
+                "postbacks could not be stored", count=len(batch), error=type(exc).__name__, sqlstate=sqlstate(exc)
+            )  # noqa: TRY400 - hundreds of tracebacks tell no more
+            for _, stored in batch:
+                stored.set_exception(exc)
+            return
+        metrics.POSTBACK_BATCH.observe(len(batch))
+        for (_, stored), row in zip(batch, rows, strict=True):
+            stored.set_result(row)
+        self._bell.ring_due()
+
+    async def _store(self, batch: Sequence[Postback]) -> list[Row | None]:
+        evidence = [postback.evidence for postback in batch]
+        raws = [postback.raw for postback in batch]
+        words = {
+            name: [(getattr(each, name) or "")[:longest] or None for each in evidence]
+            for name, longest in _LONGEST.items()
+        }
+        columns = words | {
+            "refid": [postback.refid for postback in batch],
+            "digest": [raw.digest for raw in raws],
+            "body": [raw.body for raw in raws],
+            "content_type": [raw.content_type for raw in raws],
+            "remote": [raw.remote for raw in raws],
+            "agrees": [agrees_with(each.says) or "" for each in evidence],
+        }
+        async with self._database.reading() as connection:
+            result = await connection.execute(_STORE, columns)
+            found = {row.for_refid: row for row in result}
+        rows = [found[postback.refid] for postback in batch]
+        return [row if row.refid is not None else None for row in rows]
+
+
+_STORE = text("""
+WITH item AS (
+    SELECT * FROM unnest(
+        CAST(:refid AS text[]), CAST(:digest AS bytea[]), CAST(:body AS bytea[]), CAST(:content_type AS text[]),
+        CAST(:remote AS text[]), CAST(:agrees AS text[]), CAST(:tid AS text[]), CAST(:momtransactionid AS text[]),
+        CAST(:payaccount AS text[]), CAST(:statusid AS text[]), CAST(:statusdesc AS text[])
+    ) AS t (refid, digest, body, content_type, remote, agrees, tid, momtransactionid, payaccount, statusid, statusdesc)
+), fresh AS (
+    INSERT INTO evidence (refid, digest, source, body, content_type, remote)
+    SELECT refid, digest, 'postback', body, content_type, remote FROM item ORDER BY refid
+    ON CONFLICT (refid, digest) DO NOTHING
+    RETURNING refid
+), numbered AS (
+    UPDATE payments AS p SET
+        last_seq = p.last_seq + 1,
+        wake_step = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.wake_step ELSE 0 END,
+        next_check_at = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.next_check_at
+                             ELSE greatest(now(), p.checked_at + interval '1 second') END
+    FROM fresh JOIN item AS i ON i.refid = fresh.refid
+    WHERE p.refid = fresh.refid
+    RETURNING p.refid, p.last_seq, p.status
+), noted AS (
+    INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
+    SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
+           i.tid, i.momtransactionid, i.payaccount, i.statusid, i.statusdesc
+    FROM numbered AS n JOIN item AS i ON i.refid = n.refid
+)
+SELECT i.refid AS for_refid, p.* FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
+""")

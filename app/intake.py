@@ -1,0 +1,287 @@
+"""Intake: whatever is learnt about a payment, by whomever, ends here. This module is the one writer of `status`.
+
+Lock the row, decide by `transition`, write row and timeline in one commit. Rows are locked one at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app import metrics
+from app.bell import Bell
+from app.database import Database
+from app.domain import (
+    FINAL,
+    OPEN,
+    Decision,
+    Evidence,
+    Failure,
+    FailureCode,
+    Review,
+    Rules,
+    Says,
+    Snapshot,
+    Source,
+    Status,
+    next_check,
+    transition,
+)
+from app.jitter import jitter
+from app.models import Row, events, payments
+from app.models import evidence as evidence_table
+from app.raw import Raw
+
+log = structlog.get_logger()
+
+_WORDS_OF_THE_PAYMENT = frozenset(
+    {
+        Says.PAID,
+        Says.NOT_PAID,
+        Says.PENDING,
+        Says.REFUSED,
+        Says.REFUSED_AFTER_TID,
+        Says.IN_DOUBT,
+        Says.NOT_SENT,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the settings say about taking evidence in."""
+
+    rules: Rules
+    checkout_hosts: frozenset[str]
+
+
+def snapshot(row: Row) -> Snapshot:
+    """Return what `transition` needs of a row of `payments`."""
+    failure = None
+    if row.failure_code is not None:
+        failure = Failure(FailureCode(row.failure_code), row.failure_detail, row.failure_retcode)
+    return Snapshot(
+        status=Status(row.status),
+        created_at=row.created_at,
+        doubt_from=row.doubt_from,
+        expires_at=row.expires_at,
+        final_at=row.final_at,
+        tid=row.tid,
+        momtransactionid=row.momtransactionid,
+        failure=failure,
+        retcode=row.retcode,
+        reviews=frozenset(Review(reason) for reason in row.review_reasons),
+        recheck=row.recheck,
+        check_step=row.check_step,
+        wake_step=row.wake_step,
+    )
+
+
+class Intake:
+    """The one way into `payments`. `bell` is rung after each commit."""
+
+    def __init__(self, database: Database, policy: Policy, bell: Bell) -> None:
+        self._database = database
+        self.policy = policy
+        self._bell = bell
+
+    async def take_in(self, refid: str, evidence: Evidence | None, raw: Raw | None = None) -> Row | None:
+        """Take in one piece of evidence (None: only the clock) and return the payment, or None where there is none.
+
+        Under the row's lock; idempotent, since `transition` is. What changed is in the timeline as `payment.*`, what
+        changed nothing as `evidence`, and the same words from the same source stand there once.
+        """
+        async with self._database.transaction() as connection:
+            query = select(payments, func.now().label("now")).where(payments.c.refid == refid).with_for_update()
+            row = (await connection.execute(query)).one_or_none()
+            if row is None:
+                return None
+            fresh = raw is not None and await _keep(connection, refid, raw)
+            work = _Work(row, self.policy)
+            if evidence is not None:
+                await work.apply(connection, evidence, fresh=fresh)
+            if row.now >= row.expires_at and work.payment.status in OPEN:
+                await work.apply(connection, Evidence(Source.CLOCK, Says.TIME_UP), fresh=False)
+            after = await work.write(connection)
+        self._tell(row, after, work)
+        for other in work.shares_with:
+            await self._flag_shared(other)
+        return after
+
+    async def _flag_shared(self, refid: str) -> None:
+        evidence = Evidence(Source.CHECKSTATUS, Says.NOTHING)
+        async with self._database.transaction() as connection:
+            query = select(payments, func.now().label("now")).where(payments.c.refid == refid).with_for_update()
+            row = (await connection.execute(query)).one()
+            work = _Work(row, self.policy)
+            work.review(evidence, frozenset({Review.MOMTRANSACTIONID_SHARED}))
+            after = await work.write(connection)
+        self._tell(row, after, work)
+
+    def _tell(self, before: Row, after: Row, work: "_Work") -> None:
+        for reason in sorted(work.new_reviews):
+            metrics.REVIEWS.labels(reason).inc()
+            log.warning("payment needs review", refid=after.refid, reason=reason)
+        if after.status != before.status:
+            metrics.PAYMENTS.labels(after.status, after.pmethod).inc()
+            log.info(
+                "payment changed", refid=after.refid, status=after.status, was=before.status, failure=after.failure_code
+            )
+        if work.entries:
+            self._bell.ring_changed(after.refid)
+
+
+async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
+    """Store a raw body; False where the same source had said the same before."""
+    values = {"refid": refid, "digest": raw.digest, "source": raw.source, "body": raw.body}
+    values |= {"content_type": raw.content_type, "http_status": raw.http_status, "remote": raw.remote}
+    statement = upsert(evidence_table).values(**values).on_conflict_do_nothing().returning(evidence_table.c.refid)
+    return (await connection.execute(statement)).one_or_none() is not None
+
+
+class _Work:
+    """One payment under its lock: what was read, what was decided, what is to be written."""
+
+    def __init__(self, row: Row, policy: Policy) -> None:
+        self._row = row
+        self._policy = policy
+        self.payment = snapshot(row)
+        self.values: dict[str, Any] = {}
+        self.entries: list[dict[str, Any]] = []
+        self.new_reviews: frozenset[Review] = frozenset()
+        self.shares_with: Sequence[str] = ()
+
+    async def apply(self, connection: AsyncConnection, evidence: Evidence, *, fresh: bool) -> None:
+        """Decide on one piece of evidence and note what it changes; `fresh` ones are noted even if they change nothing."""
+        decision = transition(self.payment, evidence, self._policy.rules)
+        reviews = decision.reviews
+        if decision.momtransactionid != self.payment.momtransactionid and decision.momtransactionid:
+            self.shares_with = await _others_with(connection, decision.momtransactionid, self._row.refid)
+            reviews |= {Review.MOMTRANSACTIONID_SHARED} if self.shares_with else set()
+        changed = decision.status != self.payment.status
+        if changed:
+            final_at = self._row.now if decision.status in FINAL else None
+            self.values |= {"status": decision.status, "final_at": final_at}
+            self._set(final_at=final_at)
+            self._note(f"payment.{decision.status}", evidence, decision.status)
+        self._learn(decision, evidence, changed=changed)
+        if reviews:
+            self.review(evidence, reviews)
+        if fresh and not changed and not reviews:
+            self._note("evidence", evidence, decision.status)
+        self._schedule(evidence)
+
+    def review(self, evidence: Evidence, reasons: frozenset[Review]) -> None:
+        """Note reasons for a review that the payment did not have."""
+        self.new_reviews |= reasons - self.payment.reviews
+        if not reasons - self.payment.reviews:
+            return
+        self._note("payment.needs_review", evidence, self.payment.status, detail=", ".join(sorted(reasons)))
+        self._set(reviews=self.payment.reviews | reasons)
+        self.values["review_reasons"] = sorted(self.payment.reviews)
+
+    def _learn(self, decision: Decision, evidence: Evidence, *, changed: bool) -> None:
+        """Take over what the evidence tells besides the status; nothing overwrites the words of a success."""
+        settled = self.payment.status is Status.SUCCEEDED
+        self._set(
+            status=decision.status,
+            failure=decision.failure,
+            tid=decision.tid,
+            momtransactionid=decision.momtransactionid,
+            recheck=decision.recheck,
+        )
+        failure = decision.failure
+        self.values |= {
+            "tid": decision.tid,
+            "momtransactionid": decision.momtransactionid,
+            "recheck": decision.recheck,
+            "failure_code": failure and failure.code,
+            "failure_detail": failure and failure.detail,
+            "failure_retcode": failure and failure.retcode,
+        }
+        if evidence.says is Says.IN_DOUBT and self.payment.status is Status.CREATED:
+            self._set(doubt_from=self._row.now)
+            self.values["doubt_from"] = self._row.now
+        if evidence.source is Source.CHECKSTATUS and evidence.says is not Says.QUESTION_REFUSED:
+            self.values["checked_at"] = self._row.now
+        if evidence.hint or settled:
+            return
+        if changed or evidence.says in _WORDS_OF_THE_PAYMENT:
+            told = {name: getattr(evidence, name) for name in ("statusid", "statusdesc", "payaccount", "retcode")}
+            self.values |= {name: value for name, value in told.items() if value is not None}
+        if evidence.source is Source.GATEWAY_REPLY:
+            self.values["checkout_url"] = self._checkout_url(evidence.checkout_url)
+
+    def _checkout_url(self, url: str | None) -> str | None:
+        """Return a URL that a payer may be sent to: on the gateway's own hosts only."""
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            allowed = parts.scheme in ("https", "http") and parts.hostname in self._policy.checkout_hosts
+        except ValueError:
+            allowed = False
+        if allowed:
+            return url
+        metrics.GATEWAY_UNSEEN.labels("checkout_host").inc()
+        log.error("K-Pay gave a checkout url on a host that is not KPAYD_CHECKOUT_HOSTS", refid=self._row.refid)
+        return None
+
+    def _schedule(self, evidence: Evidence) -> None:
+        """Set when K-Pay is asked next, unless a postback has asked for a check that nobody has made yet."""
+        if evidence.hint:
+            return
+        woken = self._row.wake_step == 0 and self._row.next_check_at is not None
+        served = evidence.asked_at is not None and woken and self._row.next_check_at <= evidence.asked_at
+        if woken and not served and self.payment.status is not Status.SUCCEEDED:
+            return
+        seconds, moved = next_check(self.payment, self._policy.rules, self._row.now, jitter())
+        self.payment = moved
+        self.values |= {
+            "next_check_at": None if seconds is None else self._row.now + timedelta(seconds=seconds),
+            "check_step": moved.check_step,
+            "wake_step": moved.wake_step,
+            "leased_until": None,
+        }
+
+    async def write(self, connection: AsyncConnection) -> Row:
+        """Write the row and its new timeline entries."""
+        if not self.values:
+            return self._row
+        last_seq = self._row.last_seq + len(self.entries)
+        values = self.values | ({"last_seq": last_seq, "updated_at": self._row.now} if self.entries else {})
+        statement = update(payments).where(payments.c.refid == self._row.refid).values(**values)
+        row = (await connection.execute(statement.returning(payments, literal_column("now()").label("now")))).one()
+        if self.entries:
+            await connection.execute(insert(events), self.entries)
+        return row
+
+    def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:
+        words = ("tid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode")
+        self.entries.append(
+            {name: getattr(evidence, name) for name in words}
+            | {
+                "refid": self._row.refid,
+                "seq": self._row.last_seq + len(self.entries) + 1,
+                "type": type_,
+                "source": evidence.source,
+                "status": status,
+                "detail": detail,
+            }
+        )
+
+    def _set(self, **changes: Any) -> None:  # noqa: ANN401 - Snapshot's own fields
+        self.payment = replace(self.payment, **changes)
+
+
+async def _others_with(connection: AsyncConnection, momtransactionid: str, refid: str) -> Sequence[str]:
+    """Return the other payments that carry `momtransactionid`; of two that ask at once, the later one sees the first."""
+    await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(momtransactionid, 0))))
+    query = select(payments.c.refid).where(payments.c.momtransactionid == momtransactionid, payments.c.refid != refid)
+    return (await connection.execute(query.limit(10))).scalars().all()

@@ -1,0 +1,167 @@
+"""Recording a new payment: one transaction that inserts it, or finds the one that is there already.
+
+The primary key is the guard: of any number of callers with the same `refid`, one inserts, and only that one sends.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import Database
+from app.domain import OPEN, Source, Status
+from app.jitter import jitter
+from app.models import Row, claims, events, payments
+
+IDEMPOTENCY_KEY = "idempotency-key"
+ORDER = "orderid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPayment:
+    """A payment as its caller asks for it, validated and complete but for a `refid` that may be left out."""
+
+    refid: str | None = None
+    amount: int
+    currency: str
+    pmethod: str
+    bankid: str
+    msisdn: str
+    email: str
+    details: str
+    cname: str
+    cnumber: str
+    redirecturl: str
+    logourl: str | None = None
+    orderid: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint(self) -> bytes:
+        """Return a hash of all that is asked for, less the name: two requests with the same one are the same request."""
+        asked = asdict(self)
+        del asked["refid"]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every payment when it is recorded; times in seconds."""
+
+    gateway: str
+    gateway_timeout: float
+    expire_after: float
+    first_check: float
+
+
+class Conflict(Exception):  # noqa: N818 - the name says what it is
+    """A name is taken. `refid` is the payment that has it, where the caller may know it."""
+
+    def __init__(self, code: str, detail: str, refid: str | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.refid = refid
+
+
+def new_refid() -> str:
+    """Return a fresh refid of 24 letters and digits that sorts by time: neighbours in time are neighbours on disk."""
+    milliseconds = time.time_ns() // 1_000_000
+    return base64.b32hexencode(milliseconds.to_bytes(6, "big") + secrets.token_bytes(9)).decode()
+
+
+def derived_refid(client: str, idempotency_key: str) -> str:
+    """Return the refid that belongs to a client's `Idempotency-Key`, always the same.
+
+    So a repeated request finds its payment even where the database has lost the first one (a failover): K-Pay knows
+    the refid and does not charge twice. The label is no secret; a rotated one would make a key mean another payment.
+    """
+    digest = hmac.digest(b"kpayd refid", f"{client}\0{idempotency_key}".encode(), hashlib.sha256)
+    return base64.b32hexencode(digest[:15]).decode()
+
+
+async def record(
+    database: Database, order: NewPayment, client: str, idempotency_key: str | None, terms: Terms
+) -> tuple[Row, bool]:
+    """Insert the payment and commit; return it and True, or the one that the same request made before and False.
+
+    Raises `Conflict` where the refid, the key or the order belongs to another payment; then nothing is written.
+    """
+    refid = order.refid or (derived_refid(client, idempotency_key) if idempotency_key else new_refid())
+    async with database.transaction() as connection:
+        if idempotency_key is not None:
+            holder = await _claim(connection, client, IDEMPOTENCY_KEY, idempotency_key, refid)
+            if order.refid is not None and holder != refid:
+                raise Conflict("idempotency_key_reused", "this Idempotency-Key was used for another refid", holder)
+            refid = holder
+        row = await _insert(connection, refid, order, client, terms)
+        if row is None:
+            return await _existing(connection, refid, order, client, by_key=order.refid is None), False
+        if order.orderid is not None:
+            await _claim_order(connection, client, order.orderid, refid)
+    return row, True
+
+
+async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, client: str, terms: Terms) -> Row | None:
+    def after(name: str, seconds: float) -> Any:  # noqa: ANN401 - an SQL expression
+        return func.now() + bindparam(name, timedelta(seconds=seconds))
+
+    values = asdict(order) | {
+        "refid": refid,
+        "client": client,
+        "fingerprint": order.fingerprint(),
+        "gateway": terms.gateway,
+        "status": Status.CREATED,
+        "last_seq": 1,
+        "created_at": func.now(),
+        "updated_at": func.now(),
+        "doubt_from": after("timeout", terms.gateway_timeout),
+        "expires_at": after("expiry", terms.expire_after),
+        "next_check_at": after("first", min(terms.first_check * jitter(), terms.expire_after)),
+    }
+    statement = upsert(payments).values(**values).on_conflict_do_nothing().returning(payments)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is not None:
+        created = {"refid": refid, "seq": 1, "type": "payment.created"}
+        await connection.execute(insert(events), created | {"source": Source.CALLER, "status": Status.CREATED})
+    return row
+
+
+async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, client: str, *, by_key: bool) -> Row:
+    row = (await connection.execute(select(payments).where(payments.c.refid == refid))).one()
+    if row.client != client:
+        raise Conflict("refid_used", "this refid is taken")
+    if row.fingerprint != order.fingerprint():
+        if by_key:
+            raise Conflict("idempotency_key_reused", "this Idempotency-Key was used with other content", refid)
+        raise Conflict("refid_used", "this refid was used with other content", refid)
+    return row
+
+
+async def _claim(connection: AsyncConnection, client: str, kind: str, value: str, refid: str) -> str:
+    """Claim a name for `refid` and return who holds it: `refid`, or the one that was first. Waits for one under way."""
+    values = {"client": client, "kind": kind, "value": value, "refid": refid}
+    await connection.execute(upsert(claims).values(**values).on_conflict_do_nothing())
+    query = select(claims.c.refid).where(claims.c.client == client, claims.c.kind == kind, claims.c.value == value)
+    return (await connection.execute(query.with_for_update())).scalar_one()
+
+
+async def _claim_order(connection: AsyncConnection, client: str, orderid: str, refid: str) -> None:
+    holder = await _claim(connection, client, ORDER, orderid, refid)
+    if holder == refid:
+        return
+    status = (await connection.execute(select(payments.c.status).where(payments.c.refid == holder))).scalar_one()
+    if status == Status.SUCCEEDED:
+        raise Conflict("order_paid", "this order has been paid", holder)
+    if status in OPEN:
+        raise Conflict("order_open", "this order has a payment under way", holder)
+    mine = (claims.c.client == client) & (claims.c.kind == ORDER) & (claims.c.value == orderid)
+    await connection.execute(update(claims).where(mine).values(refid=refid))

@@ -1,0 +1,85 @@
+"""Starting a payment: commit the row, call K-Pay once, commit what it said. No transaction spans the call."""
+
+from dataclasses import dataclass
+
+import stamina
+import structlog
+
+from app import metrics
+from app.database import UNAVAILABLE, Database
+from app.domain import Evidence, Source, Status
+from app.intake import Intake
+from app.kpay import meaning, request
+from app.kpay.client import InDoubt, KPay, NotSent
+from app.kpay.unseen import Unseen
+from app.macs import RETURL, Macs
+from app.models import Row
+from app.orders import NewPayment, Terms, record
+from app.raw import Raw
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A payment as it stands after starting; `fresh` is False where the same request had been made before."""
+
+    payment: Row
+    fresh: bool
+
+
+class Payments:
+    """The payments of one gateway: who starts them is who calls `start`."""
+
+    def __init__(  # noqa: PLR0913 - what a payment takes to start
+        self,
+        database: Database,
+        intake: Intake,
+        kpay: KPay,
+        macs: Macs,
+        merchant: request.Merchant,
+        terms: Terms,
+        public_url: str,
+        unseen: Unseen,
+    ) -> None:
+        self._database = database
+        self._intake = intake
+        self._kpay = kpay
+        self._macs = macs
+        self._merchant = merchant
+        self._terms = terms
+        self._public_url = public_url
+        self._unseen = unseen
+
+    async def start(self, order: NewPayment, client: str, idempotency_key: str | None) -> Started:
+        """Record a payment, ask K-Pay for the money once, and return the payment with what K-Pay said.
+
+        Promise: the row is committed before K-Pay hears of it, and K-Pay is asked by whoever inserted it and nobody
+        else, ever. Raises `Conflict` where refid, key or order are taken; a database error means that
+        nothing was sent.
+        """
+        row, fresh = await record(self._database, order, client, idempotency_key, self._terms)
+        if not fresh:
+            return Started(row, fresh=False)
+        metrics.PAYMENTS.labels(Status.CREATED, row.pmethod).inc()
+        log.info("payment created", refid=row.refid, pmethod=row.pmethod, client=client)
+        evidence, raw = await self._ask_for_money(row)
+        try:
+            async for attempt in stamina.retry_context(on=UNAVAILABLE, attempts=3, wait_initial=0.2, timeout=5):
+                with attempt:
+                    row = await self._intake.take_in(row.refid, evidence, raw) or row
+        except UNAVAILABLE:
+            # K-Pay may have it; the recorded row says so already, and a check will bring what was not written.
+            log.exception("K-Pay's reply could not be stored", refid=row.refid)
+        return Started(row, fresh=True)
+
+    async def _ask_for_money(self, row: Row) -> tuple[Evidence, Raw]:
+        returl = f"{self._public_url}/kpay/returl/{row.refid}/{self._macs.make(RETURL, row.refid)}"
+        try:
+            answer = await self._kpay.pay(request.pay(row._mapping, self._merchant, returl))
+        except NotSent as exc:
+            return meaning.not_sent(str(exc)), Raw.observation(Source.GATEWAY_REPLY, str(exc))
+        except InDoubt as exc:
+            return meaning.in_doubt(str(exc)), Raw.observation(Source.GATEWAY_REPLY, str(exc))
+        self._unseen.look(answer.message, answer.content_type)
+        return meaning.of_pay_reply(answer.message, row.refid), Raw.answer(Source.GATEWAY_REPLY, answer)

@@ -1,0 +1,168 @@
+"""Reconciliation: ask K-Pay what became of every payment that is due, and hand the answer on.
+
+Any number of processes share the work. A claim is a lease on the payment's own row, taken in one short transaction;
+the call runs in none; the answer is taken in under the row's lock and decided on what the row says then. A lease
+that ran out costs a second question, never a wrong answer.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import Interval, Text, and_, any_, cast, func, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from app import metrics
+from app.bell import Bell
+from app.breaker import Breaker
+from app.database import UNAVAILABLE, Database
+from app.domain import OPEN, Evidence, Says, Source
+from app.intake import Intake
+from app.kpay import codes, meaning
+from app.kpay.client import GatewayError, KPay
+from app.kpay.unseen import Unseen
+from app.models import Row, payments
+from app.raw import Raw
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks for due payments that no bell has announced."""
+
+_LEASE_MARGIN = 10.0
+_EXPIRE_AT_ONCE = 100
+_HTTP_REFUSALS = frozenset({401, 403})
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A payment that this process is to ask about, and when it was claimed (database time)."""
+
+    refid: str
+    at: datetime
+
+
+class Reconciler:
+    """Checks for one gateway; payments of another are never touched (rules of truth, 8)."""
+
+    def __init__(  # noqa: PLR0913 - what checking takes
+        self,
+        database: Database,
+        intake: Intake,
+        kpay: KPay,
+        bell: Bell,
+        unseen: Unseen,
+        *,
+        gateway: str,
+        gateway_timeout: float,
+        concurrency: int,
+    ) -> None:
+        self._database = database
+        self._intake = intake
+        self._kpay = kpay
+        self._bell = bell
+        self._unseen = unseen
+        self._gateway = gateway
+        self._lease_time = timedelta(seconds=gateway_timeout + _LEASE_MARGIN)
+        self._concurrency = concurrency
+        self.breaker = Breaker()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Check whatever is due, `concurrency` at once, until `stopping`; then finish what is under way."""
+        under_way: set[asyncio.Task[None]] = set()
+        while not stopping.is_set():
+            for claim in await self._claim(self._concurrency - len(under_way)):
+                task = asyncio.create_task(self._check_claimed(claim))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+            if len(under_way) >= self._concurrency:
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await self._bell.due_within(LOOK_EVERY)
+        if under_way:
+            await asyncio.wait(under_way)
+
+    async def check_now(self, row: Row) -> Row:
+        """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that."""
+        async with self._database.reading() as connection:
+            now = (await connection.execute(select(func.now()))).scalar_one()
+        return await self._check(row.refid, now) or row
+
+    async def _claim(self, most: int) -> Sequence[Claim]:
+        """Lease up to `most` due payments, fewer while the breaker is open: then time alone goes on for the others."""
+        room = self.breaker.room(time.monotonic(), most)
+        metrics.BREAKER_OPEN.set(self.breaker.is_open)
+        try:
+            if room < most:
+                await self._let_expire()
+            claims = await self._lease(room) if room else []
+        except UNAVAILABLE as exc:
+            log.error("due payments could not be claimed", error=type(exc).__name__)  # noqa: TRY400 - every second
+            await asyncio.sleep(1)
+            return []
+        if claims:
+            self.breaker.begun()
+        return claims
+
+    async def _lease(self, most: int) -> Sequence[Claim]:
+        """Take leases: candidates without a lock, then an UPDATE that only one claimant's condition survives."""
+        free = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
+        due = and_(payments.c.next_check_at <= func.now(), payments.c.gateway == self._gateway, free)
+        candidates = select(payments.c.refid).where(due).order_by(payments.c.next_check_at).limit(most)
+        async with self._database.reading() as connection:
+            refids = sorted((await connection.execute(candidates)).scalars())
+            if not refids:
+                return []
+            statement = (
+                update(payments)
+                .where(payments.c.refid == any_(cast(refids, ARRAY(Text))), due)
+                .values(leased_until=func.now() + cast(self._lease_time, Interval))
+                .returning(payments.c.refid, func.now())
+            )
+            return [Claim(refid, now) for refid, now in await connection.execute(statement)]
+
+    async def _let_expire(self) -> None:
+        """Let the time of open payments run out although K-Pay cannot be asked."""
+        query = select(payments.c.refid).where(
+            payments.c.next_check_at <= func.now(),
+            payments.c.expires_at <= func.now(),
+            payments.c.gateway == self._gateway,
+            payments.c.status.in_(OPEN),
+        )
+        async with self._database.reading() as connection:
+            refids = (await connection.execute(query.limit(_EXPIRE_AT_ONCE))).scalars().all()
+        for refid in refids:
+            await self._intake.take_in(refid, None)
+
+    async def _check_claimed(self, claim: Claim) -> None:
+        try:
+            await self._check(claim.refid, claim.at)
+        except UNAVAILABLE:
+            # The lease runs out and somebody asks again.
+            log.exception("an answer of K-Pay could not be stored", refid=claim.refid)
+
+    async def _check(self, refid: str, at: datetime) -> Row | None:
+        evidence, raw = await self._ask(refid, at)
+        return await self._intake.take_in(refid, evidence, raw)
+
+    async def _ask(self, refid: str, at: datetime) -> tuple[Evidence, Raw]:
+        try:
+            answer = await self._kpay.checkstatus(refid)
+        except GatewayError as exc:
+            self.breaker.failed(time.monotonic(), str(exc))
+            return meaning.question_failed(str(exc), at), Raw.observation(Source.CHECKSTATUS, str(exc))
+        self._unseen.look(answer.message, answer.content_type)
+        evidence = meaning.of_checkstatus(answer.message, refid, at)
+        if evidence.says is Says.QUESTION_REFUSED:
+            refused = meaning.refuses_us(evidence) or answer.http_status in _HTTP_REFUSALS
+            why = f"K-Pay refuses the question: {evidence.retcode or evidence.statusid or answer.http_status}"
+            self.breaker.failed(time.monotonic(), why, at_once=refused)
+            log.error("K-Pay refuses the question", refid=refid, http_status=answer.http_status, reason=why)
+        else:
+            self.breaker.succeeded()
+        if evidence.says is Says.NOTHING:
+            log.error("K-Pay's answer says nothing of the payment", refid=refid, http_status=answer.http_status)
+        return evidence, Raw.answer(Source.CHECKSTATUS, answer)
