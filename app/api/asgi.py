@@ -1,0 +1,72 @@
+"""Pure ASGI middleware: a body has a size and a deadline.
+
+uvicorn bounds neither: it takes 20 MB, and lets a slow sender hold a connection for ever. Here a body is read whole
+before anybody sees the request, so that a handler never waits for a client.
+"""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import Problem
+
+MAX_BODY = 64 * 1024
+BODY_SECONDS = 10.0
+
+
+class BodyLimit:
+    """Answers 413 to a body over 64 KiB and 408 to one that is not there in time; hands every other one on whole."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read(scope, receive)
+        except _TooLarge:
+            problem = Problem(413, "too_large", "a body may have 64 KiB at most", headers={"Connection": "close"})
+            await problem.response()(scope, receive, send)
+            return
+        except TimeoutError:
+            problem = Problem(408, "too_slow", "the body did not arrive in time", headers={"Connection": "close"})
+            await problem.response()(scope, receive, send)
+            return
+        if body is None:
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+
+class _TooLarge(Exception):  # noqa: N818 - the name says what it is
+    pass
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes | None:
+    """Return the whole body, or None where the client has gone."""
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:10]) > MAX_BODY:
+        raise _TooLarge
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise _TooLarge
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body once and then whatever comes after it."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
+
+    return replay

@@ -1,0 +1,90 @@
+"""What the routes work with, and who is calling."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.api.problems import Problem
+from app.bell import Bell
+from app.clients import Client, Clients
+from app.database import Database
+from app.domain import Scope
+from app.inbox import Inbox
+from app.intake import Intake
+from app.kpay.unseen import Unseen
+from app.macs import Macs
+from app.payments import Payments
+from app.reconcile import Reconciler
+from app.schema import Schema
+from app.settings import Network, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one running service. `stopping` is set when it is told to end: nothing new begins then."""
+
+    settings: Settings
+    database: Database
+    clients: Clients
+    payments: Payments
+    intake: Intake
+    inbox: Inbox
+    reconciler: Reconciler
+    macs: Macs
+    bell: Bell
+    unseen: Unseen
+    schema: Schema
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def context(request: Request) -> Context:
+    """Return the parts of the service that `request` came to."""
+    return cast("Context", request.app.state.context)
+
+
+Parts = Annotated[Context, Depends(context)]
+_bearer = HTTPBearer(auto_error=False, description="The key that `kpayd clients add` shows once")
+
+
+def caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
+    """Return a dependency that yields the calling client, or answers 401, or 403 where it lacks `scope`."""
+
+    async def authenticate(
+        parts: Parts, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    ) -> Client:
+        client = await parts.clients.by_key(given.credentials) if given else None
+        if client is None:
+            raise Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
+        if scope not in client.scopes:
+            raise Problem(403, "forbidden", f"this key lacks the scope {scope}")
+        return client
+
+    return authenticate
+
+
+Writer = Annotated[Client, Depends(caller(Scope.PAYMENTS_WRITE))]
+Reader = Annotated[Client, Depends(caller(Scope.PAYMENTS_READ))]
+
+
+def remote_address(request: Request, trusted: list[Network]) -> str:
+    """Return who really sent `request`: X-Forwarded-For is walked from the right, as far as trusted proxies wrote it."""
+    address = request.client.host if request.client else ""
+    forwarded = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+    while forwarded and is_within(address, trusted):
+        address = forwarded.pop().strip() or address
+    return address
+
+
+def is_within(address: str, networks: list[Network]) -> bool:
+    """Whether `address` is an IP address in one of `networks`; IPv4 written as IPv6 counts as IPv4."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return any(ip in network for network in networks)

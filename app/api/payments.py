@@ -1,0 +1,149 @@
+"""Payments over REST: start, read, list, check, timeline (CONTRACT section 3)."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import AfterValidator, AwareDatetime
+
+from app import msisdn as numbers
+from app import reads
+from app.api.context import Context, Parts, Reader, Writer
+from app.api.problems import Problem, ProblemBody, invalid
+from app.api.schemas import Method, Payment, PaymentPage, PaymentRequest, Timeline
+from app.clients import Client
+from app.domain import FINAL, Status
+from app.models import Row
+from app.settings import is_loopback
+
+LOOK_EVERY = 0.5
+LONGEST_WAIT = 60
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": ProblemBody.model_json_schema()}}
+    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
+
+
+_MEANINGS = {
+    401: "No valid key",
+    403: "The key lacks the scope",
+    404: "No such payment of yours",
+    409: "The refid, the Idempotency-Key or the order is taken",
+    413: "The body is over 64 KiB",
+    422: "Some fields are at fault; `errors` names each",
+    503: "Nothing could be recorded, and nothing was sent; try again",
+}
+
+router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 503))
+
+
+def _sane(value: datetime) -> datetime:
+    if not 2000 <= value.astimezone(UTC).year <= 9000:  # noqa: PLR2004 - years that PostgreSQL and Python both count
+        raise ValueError("must be a time between the years 2000 and 9000")
+    return value
+
+
+def _shifted(value: datetime) -> datetime:
+    try:
+        return _sane(value)
+    except OverflowError as exc:
+        raise ValueError("must be a time between the years 2000 and 9000") from exc
+
+
+Refid = Annotated[str, Path(description="The payment's refid", max_length=200)]
+Moment = Annotated[AwareDatetime, AfterValidator(_shifted)]
+
+
+@router.post("/payments", status_code=201, responses=_problems(409, 413, 422))
+async def start(
+    body: PaymentRequest,
+    parts: Parts,
+    client: Writer,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None, Header(pattern=r"^[!-~]([ -~]{0,253}[!-~])?$", description="The same key is the same payment")
+    ] = None,
+) -> Payment:
+    """Start a payment. 201 also when K-Pay refused it or its outcome is not known yet: read `status`.
+
+    200 with the same payment when the same request is repeated (same `refid`, or same `Idempotency-Key`). When you
+    get no answer at all, repeat the request with the same `refid` or key: nobody is charged twice.
+    """
+    settings = parts.settings
+    loopback = is_loopback(settings.public_url.split("://")[1].split("/")[0].rsplit(":", 1)[0])
+    if faults := body.faults(allow_usd=settings.allow_usd, allow_loopback=loopback):
+        raise invalid(faults)
+    started = await parts.payments.start(body.order(), client.name, idempotency_key)
+    response.status_code = 201 if started.fresh else 200
+    response.headers["Location"] = f"/v1/payments/{started.payment.refid}"
+    return Payment.of(started.payment)
+
+
+@router.get("/payments", responses=_problems(422))
+async def list_payments(  # noqa: PLR0913 - the filters of the contract
+    parts: Parts,
+    client: Reader,
+    status: Status | None = None,
+    pmethod: Method | None = None,
+    msisdn: Annotated[str | None, Query(max_length=20), AfterValidator(lambda v: v and numbers.normalise(v))] = None,
+    tid: Annotated[str | None, Query(pattern=r"^[!-~]{1,64}$")] = None,
+    needs_review: bool | None = None,  # noqa: FBT001 - a query parameter
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+    limit: Annotated[int, Query(ge=1, le=reads.MOST)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> PaymentPage:
+    """List your payments, newest first."""
+    wanted = reads.Filter(
+        status=status,
+        pmethod=pmethod,
+        msisdn=msisdn,
+        tid=tid,
+        needs_review=needs_review,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    page = await reads.page(parts.database, wanted, limit=limit, cursor=cursor, client=client.name)
+    return PaymentPage(items=[Payment.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/payments/{refid}", responses=_problems(404, 422))
+async def read(
+    refid: Refid,
+    parts: Parts,
+    client: Reader,
+    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for a final status")] = 0,
+) -> Payment:
+    """Read a payment; with `wait`, answer when it is final or the time is up."""
+    until = time.monotonic() + wait
+    while True:
+        row = await _of(parts, client, refid)
+        left = until - time.monotonic()
+        if row.status in FINAL or left <= 0 or parts.stopping.is_set():
+            return Payment.of(row)
+        await parts.bell.changed_within(refid, min(left, LOOK_EVERY))
+
+
+@router.post("/payments/{refid}/check", responses=_problems(404, 409))
+async def check(refid: Refid, parts: Parts, client: Reader) -> Payment:
+    """Ask K-Pay now and answer with the payment after that; `checked_at` tells when K-Pay last answered."""
+    row = await _of(parts, client, refid)
+    if row.gateway != parts.settings.gateway:
+        raise Problem(409, "other_gateway", "this payment belongs to another gateway, which is not asked from here")
+    return Payment.of(await parts.reconciler.check_now(row))
+
+
+@router.get("/payments/{refid}/events", responses=_problems(404))
+async def timeline(refid: Refid, parts: Parts, client: Reader) -> Timeline:
+    """List every status change and every piece of evidence, oldest first."""
+    row = await _of(parts, client, refid)
+    return Timeline.of(await reads.timeline(parts.database, row.refid))
+
+
+async def _of(parts: Context, client: Client, refid: str) -> Row:
+    row = await reads.one(parts.database, refid, client.name) if "\0" not in refid else None
+    if row is None:
+        raise Problem(404, "not_found", "there is no such payment of yours")
+    return row

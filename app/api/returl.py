@@ -1,0 +1,99 @@
+"""The listener: takes K-Pay's postbacks in (CONTRACT section 4).
+
+A plain route: a pydantic parameter would turn real postbacks away. The mac in the path is checked before the
+database is touched, and "OK" is said only of what is committed.
+"""
+
+import structlog
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from app import metrics
+from app.api.context import Context, context, is_within, remote_address
+from app.api.problems import Problem
+from app.database import UNAVAILABLE
+from app.domain import Evidence, Source, transition
+from app.inbox import Full, Postback
+from app.intake import snapshot
+from app.kpay import meaning
+from app.kpay.wire import Message, read
+from app.macs import RETURL
+from app.models import Row
+from app.raw import Raw
+
+log = structlog.get_logger()
+
+PATH = "/kpay/returl/{refid}/{mac}"
+
+_LONGEST_CONTENT_TYPE = 200
+
+
+async def returl(request: Request) -> Response:
+    """Answer one postback: OK once it is stored, ERROR where it could not be understood, 503 where it is not stored."""
+    parts = context(request)
+    response, answer = await _answer(request, parts)
+    metrics.POSTBACKS.labels(answer).inc()
+    return response
+
+
+async def _answer(request: Request, parts: Context) -> tuple[Response, str]:
+    settings = parts.settings
+    remote = remote_address(request, settings.trusted_proxies)
+    if settings.postback_allowed_ips and not is_within(remote, settings.postback_allowed_ips):
+        log.warning("postback from an address that is not allowed", remote=remote[:60])
+        return Problem(403, "forbidden", "postbacks are not taken from this address").response(), "forbidden"
+    refid, mac = request.path_params["refid"], request.path_params["mac"]
+    if not parts.macs.verify(RETURL, refid, mac):
+        log.warning("postback with a wrong mac", remote=remote[:60])
+        return Problem(404, "not_found", "there is nothing here").response(), "wrong_mac"
+
+    content_type = request.headers.get("content-type", "")
+    raw = Raw(Source.POSTBACK, await request.body(), content_type[:_LONGEST_CONTENT_TYPE], remote=remote[:60])
+    message = read(raw.body, content_type)
+    parts.unseen.look(message, content_type)
+    if message is not None and message.refid != refid:
+        log.error("postback for another refid than its path's", refid=refid)
+        message = None
+    try:
+        fits = await _take_in(parts, refid, message, raw)
+    except Full:
+        return _not_stored("more postbacks wait than can be stored in time"), "overloaded"
+    except UNAVAILABLE as exc:
+        log.error("postback not stored", refid=refid, error=type(exc).__name__)  # noqa: TRY400 - see the inbox
+        return _not_stored("the database is out of reach"), "unavailable"
+    if message is None or not fits:
+        return JSONResponse({"tid": "", "refid": refid, "reply": "ERROR"}, 400), "error"
+    return JSONResponse({"tid": message.tid or "", "refid": refid, "reply": "OK"}), "ok"
+
+
+async def _take_in(parts: Context, refid: str, message: Message | None, raw: Raw) -> bool:
+    """Store the postback and act on what it says; False where it names another tid than the payment's."""
+    decides = parts.settings.confirm == "never" and message is not None
+    evidence = meaning.of_postback(message, hint=not decides)
+    row = await parts.inbox.put(Postback(refid, evidence, raw))
+    if row is None:
+        metrics.UNKNOWN_PAYMENTS.inc()
+        log.error("authentic postback for a payment that is not in the database: was one restored?", refid=refid)
+        return True
+    fits = not (row.tid and evidence.tid and row.tid != evidence.tid)
+    if not fits and decides:
+        evidence = meaning.of_postback(message, hint=True)
+    if _changes_something(parts, row, evidence):
+        await parts.intake.take_in(refid, evidence)
+    return fits
+
+
+def _changes_something(parts: Context, row: Row, evidence: Evidence) -> bool:
+    """Whether the payment must be locked and written for this postback: under `CONFIRM=always` hardly ever."""
+    before = snapshot(row)
+    after = transition(before, evidence, parts.intake.policy.rules)
+    return bool(after.reviews) or (after.status, after.tid, after.momtransactionid) != (
+        before.status,
+        before.tid,
+        before.momtransactionid,
+    )
+
+
+def _not_stored(why: str) -> Response:
+    problem = Problem(503, "unavailable", f"not stored: {why}; send it again", headers={"Retry-After": "1"})
+    return problem.response()

@@ -1,0 +1,220 @@
+"""The REST API's words: what a caller sends and what it gets, in K-Pay's field names."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
+from pydantic import field_validator
+
+from app import msisdn as numbers
+from app.domain import RETRYABLE, FailureCode, Review, Source, Status
+from app.kpay import codes
+from app.models import Row
+from app.orders import NewPayment
+from app.settings import is_loopback
+
+REFID_PATTERN = r"^[A-Za-z0-9_-]{1,40}$"
+MAX_AMOUNT = 1_000_000_000_000
+MAX_URL = 2_000
+MAX_METADATA = 50
+
+Method = Literal["momo", "cc", "bank", "spenn", "smartcash"]
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must not hold control characters or line breaks")
+    return value
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold NUL")
+    return value
+
+
+def _email(value: str) -> str:
+    if not re.fullmatch(r"[^@\s]{1,64}@[^@\s.]{1,63}(\.[^@\s.]{1,63}){1,8}", value):
+        raise ValueError("must be an e-mail address, e.g. ikaneza@example.rw")
+    return value
+
+
+def _web_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        good = good and bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good or not value.isascii() or " " in value or "\\" in value:
+        raise ValueError("must be an https URL")
+    return value
+
+
+def _line(longest: int, *more: Any) -> Any:  # noqa: ANN401 - an annotation
+    constraints = StringConstraints(min_length=1, max_length=longest, strip_whitespace=True)
+    return Annotated[str, constraints, AfterValidator(_printable), *more]
+
+
+Email = _line(254, AfterValidator(_email))
+Url = _line(MAX_URL, AfterValidator(_web_url))
+Msisdn = _line(20, AfterValidator(numbers.normalise))
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=40), AfterValidator(_no_nul)]
+MetadataValue = Annotated[str, StringConstraints(max_length=500), AfterValidator(_no_nul)]
+
+
+class PaymentRequest(BaseModel):
+    """A payment to start."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    refid: str | None = Field(
+        default=None, pattern=REFID_PATTERN, description="Your reference, unique for ever; made here if left out"
+    )
+    amount: int = Field(gt=0, le=MAX_AMOUNT, description="In whole units of `currency`", examples=[4200])
+    currency: Literal["RWF", "USD"] = "RWF"
+    pmethod: Method = Field(description="The payment method", examples=["momo"])
+    msisdn: Msisdn = Field(description="The payer's phone number", examples=["250788312934"])
+    email: Email = Field(description="The payer's e-mail address", examples=["ikaneza@example.rw"])
+    details: _line(200) = Field(description="What is being paid for", examples=["order 1042"])  # type: ignore[valid-type]
+    cname: _line(100) = Field(description="The payer's name", examples=["KANEZA"])  # type: ignore[valid-type]
+    cnumber: _line(100) | None = Field(  # type: ignore[valid-type]
+        default=None, description="The payer's number at the processor; left out, it is the msisdn"
+    )
+    redirecturl: Url = Field(description="Where the payer's browser ends up", examples=["https://shop.example.rw/done"])
+    logourl: Url | None = Field(default=None, description="A logo for the card checkout page")
+    bankid: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="The institution; implied by momo, spenn and cc, required for bank and smartcash",
+        examples=["63510"],
+    )
+    orderid: _line(64) | None = Field(  # type: ignore[valid-type]
+        default=None, description="Your order; at most one open or paid payment each"
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default={}, max_length=MAX_METADATA, description="Yours: kept and given back, never sent to K-Pay"
+    )
+
+    @field_validator("bankid")
+    @classmethod
+    def _bankid(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            if value not in codes.BANKS:
+                raise ValueError("must be one of K-Pay's bank codes, e.g. 63510 for MTN mobile money")
+            return value
+        pmethod = info.data.get("pmethod")
+        if pmethod is None or (pmethod == "momo" and "msisdn" not in info.data):
+            return None  # the fault is there, not here
+        implied = codes.implied_bankid(pmethod, info.data.get("msisdn", ""))
+        if implied is None:
+            raise ValueError(f"is required for pmethod {pmethod}: the number does not imply an institution")
+        return implied
+
+    def faults(self, *, allow_usd: bool, allow_loopback: bool) -> list[Mapping[str, str]]:
+        """Return what this deployment does not allow, as field faults."""
+        found = []
+        if self.currency == "USD" and not allow_usd:
+            found.append({"field": "currency", "detail": "USD is not enabled here: must be RWF"})
+        for name in ("redirecturl", "logourl"):
+            url = getattr(self, name)
+            if url is not None and url.startswith("http:") and not allow_loopback:
+                found.append({"field": name, "detail": "must be an https URL"})
+        return found
+
+    def order(self) -> NewPayment:
+        """Return the payment with nothing left out but, perhaps, its refid."""
+        asked = self.model_dump()
+        return NewPayment(**asked | {"cnumber": self.cnumber or self.msisdn})
+
+
+class FailureBody(BaseModel):
+    """Why a payment failed."""
+
+    code: FailureCode
+    detail: str = Field(description="What K-Pay said, in its words")
+    retcode: str | None
+    retryable: bool = Field(description="Whether the same order under a new refid may well succeed")
+
+
+class Payment(BaseModel):
+    """A payment and what is known of it."""
+
+    refid: str
+    status: Status
+    amount: int
+    currency: str
+    pmethod: Method
+    bankid: str
+    msisdn: str
+    email: str
+    details: str
+    cname: str
+    cnumber: str
+    redirecturl: str
+    logourl: str | None
+    orderid: str | None
+    metadata: dict[str, str]
+    tid: str | None = Field(description="K-Pay's own reference")
+    checkout_url: str | None = Field(description="Where the payer goes to pay by card")
+    momtransactionid: str | None = Field(description="The reference at the payer's bank or operator")
+    payaccount: str | None = Field(description="The account or number that paid")
+    statusid: str | None
+    statusdesc: str | None
+    failure: FailureBody | None
+    needs_review: bool = Field(description="Whether a person should look at it")
+    review_reasons: list[Review]
+    created_at: datetime
+    updated_at: datetime
+    final_at: datetime | None
+    checked_at: datetime | None = Field(description="When K-Pay last answered a question about it")
+
+    @classmethod
+    def of(cls, row: Row) -> "Payment":
+        """Return a row of `payments` as callers see it."""
+        failure = row.failure_code and {
+            "code": row.failure_code,
+            "detail": row.failure_detail,
+            "retcode": row.failure_retcode,
+            "retryable": row.failure_code in RETRYABLE,
+        }
+        known = {name: getattr(row, name) for name in cls.model_fields if name in row._fields and name != "metadata"}
+        return cls(**known, metadata=row._mapping["metadata"], failure=failure, needs_review=bool(row.review_reasons))
+
+
+class PaymentPage(BaseModel):
+    """Some payments, newest first."""
+
+    items: list[Payment]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last")
+
+
+class Event(BaseModel):
+    """One entry of a payment's timeline."""
+
+    seq: int = Field(description="From 1, without gaps")
+    type: str = Field(description="`payment.*` for a change, `evidence` for what changed nothing")
+    source: Source
+    created_at: datetime
+    status: Status = Field(description="The payment's status after it")
+    tid: str | None
+    momtransactionid: str | None
+    payaccount: str | None
+    statusid: str | None
+    statusdesc: str | None
+    retcode: str | None
+    detail: str | None
+
+
+class Timeline(BaseModel):
+    """All that happened to a payment, oldest first."""
+
+    items: list[Event]
+
+    @classmethod
+    def of(cls, rows: Any) -> "Timeline":  # noqa: ANN401 - rows of `events`
+        """Return rows of `events` as callers see them."""
+        return cls(items=[Event(**{name: getattr(row, name) for name in Event.model_fields}) for row in rows])

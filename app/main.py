@@ -1,0 +1,159 @@
+"""The wiring: settings in, a running service out."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import structlog
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+
+from app import __version__, logs
+from app.api import health, problems
+from app.api import payments as payments_api
+from app.api.asgi import BodyLimit
+from app.api.context import Context
+from app.api.returl import PATH, returl
+from app.bell import Bell
+from app.clients import Clients
+from app.database import Database, open_database
+from app.domain import Rules
+from app.inbox import Inbox
+from app.intake import Intake
+from app.intake import Policy as IntakePolicy
+from app.kpay import client as kpay
+from app.kpay.request import Merchant
+from app.kpay.unseen import Unseen
+from app.macs import Macs
+from app.orders import Terms
+from app.payments import Payments
+from app.reconcile import Reconciler
+from app.schema import Schema
+from app.settings import Settings, load
+from app.worker import background, set_on_signal
+
+log = structlog.get_logger()
+
+API_CONNECTIONS = 10
+INBOX_CONNECTIONS = 2
+WORKER_CONNECTIONS = 6
+DRAIN_SECONDS = 100
+"""How long requests in flight may take to finish after SIGTERM: longer than the longest K-Pay call or `wait`."""
+
+_GC_THRESHOLD = 50_000
+
+
+@asynccontextmanager
+async def open_context(settings: Settings) -> AsyncIterator[Context]:
+    """Open everything a service is made of, and close it in the opposite order."""
+    async with AsyncExitStack() as stack:
+        pool = [
+            await stack.enter_async_context(open_database(settings.database_url, pool=size))
+            for size in (API_CONNECTIONS, INBOX_CONNECTIONS, WORKER_CONNECTIONS)
+        ]
+        endpoint = kpay.Endpoint(
+            settings.gateway_url,
+            settings.gateway_username,
+            settings.gateway_password.get_secret_value(),
+            settings.gateway_key.get_secret_value(),
+            settings.gateway_timeout,
+        )
+        gateway = await stack.enter_async_context(kpay.connect(endpoint))
+        yield _assemble(settings, pool, gateway)
+
+
+def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> Context:
+    api, postbacks, worker = pool
+    bell, unseen = Bell(), Unseen()
+    macs = Macs([key.get_secret_value() for key in settings.secret_keys])
+    rules = Rules(settings.unknown_grace, tuple(settings.check_schedule), tuple(settings.postback_rechecks))
+    policy = IntakePolicy(rules, frozenset({settings.gateway, *settings.checkout_hosts}))
+    intake = Intake(api, policy, bell)
+    terms = Terms(settings.gateway, settings.gateway_timeout, settings.expire_after, settings.check_schedule[0])
+    merchant = Merchant(settings.retailerid, settings.msisdn_format)
+    return Context(
+        settings=settings,
+        database=api,
+        clients=Clients(api),
+        payments=Payments(api, intake, gateway, macs, merchant, terms, settings.public_url, unseen),
+        intake=intake,
+        inbox=Inbox(postbacks, bell),
+        reconciler=Reconciler(
+            worker,
+            Intake(worker, policy, bell),
+            gateway,
+            bell,
+            unseen,
+            gateway=settings.gateway,
+            gateway_timeout=settings.gateway_timeout,
+            concurrency=settings.check_concurrency,
+        ),
+        macs=macs,
+        bell=bell,
+        unseen=unseen,
+        schema=Schema.of_this_code(),
+    )
+
+
+def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
+    """Return the service as an ASGI application; `with_worker` runs the checks in this process too."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_context(settings) as parts, background(parts.inbox.run()):
+            app.state.context = parts
+            set_on_signal(parts.stopping)
+            # A third of the cost under load was the collector walking what start-up had made.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GC_THRESHOLD)
+            log.info("kpayd is up", version=__version__, gateway=settings.gateway, worker=with_worker)
+            async with _worker(parts) if with_worker else AsyncExitStack():
+                yield
+            log.info("kpayd is down")
+
+    app = FastAPI(
+        title="kpayd",
+        version=__version__,
+        summary="Payments by K-Pay for a company's own services",
+        lifespan=lifespan,
+        openapi_tags=[{"name": "payments"}, {"name": "operation"}],
+    )
+    problems.install(app)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(CorrelationIdMiddleware)
+    app.include_router(payments_api.router)
+    app.include_router(health.router)
+    app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)
+    return app
+
+
+@asynccontextmanager
+async def _worker(parts: Context) -> AsyncIterator[None]:
+    """Run the checks; at the end claim nothing new and let those under way finish."""
+    async with background(parts.reconciler.run(parts.stopping)) as (reconciling,):
+        yield
+        parts.stopping.set()
+        await asyncio.wait([reconciling], timeout=parts.settings.gateway_timeout)
+
+
+async def work(settings: Settings) -> None:
+    """Run the worker alone until SIGTERM or SIGINT."""
+    async with open_context(settings) as parts:
+        set_on_signal(parts.stopping)
+        log.info("kpayd's worker is up", version=__version__, gateway=settings.gateway)
+        async with _worker(parts):
+            await parts.stopping.wait()
+        log.info("kpayd's worker is down")
+
+
+def from_environment(*, with_worker: bool = True) -> FastAPI:
+    """Return the service as its environment describes it: what each uvicorn process of `kpayd serve` calls."""
+    settings = load(Settings)
+    logs.configure(settings.log_format, settings.log_level)
+    return create_app(settings, with_worker=with_worker)
+
+
+web_alone = partial(from_environment, with_worker=False)

@@ -1,0 +1,52 @@
+"""The background of a service: tasks that must run while it does, and a clean stop."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def background(*tasks: Coroutine[Any, Any, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run `tasks` for as long as the block lasts, then cancel those that are not done.
+
+    A task that dies of a mistake takes the process with it: half a service that looks whole is worse than a restart.
+    """
+    running = [asyncio.create_task(task) for task in tasks]
+    for task in running:
+        task.add_done_callback(_died)
+    try:
+        yield running
+    finally:
+        for task in running:
+            task.cancel()
+        for task in running:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def _died(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        log.critical("a background task died; stopping", exc_info=exc)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def set_on_signal(stopping: asyncio.Event) -> None:
+    """Set `stopping` on SIGTERM and SIGINT, and let whoever handled them before handle them too."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def handle(received: int, frame: FrameType | None, before: Any = before) -> None:  # noqa: ANN401 - what signal gives
+            loop.call_soon_threadsafe(stopping.set)
+            if callable(before):
+                before(received, frame)
+
+        signal.signal(number, handle)
