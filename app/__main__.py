@@ -1,0 +1,5 @@
+"""`python -m app` is `kpayd`."""
+
+from app.cli import main
+
+main()

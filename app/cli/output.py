@@ -1,0 +1,58 @@
+"""What the commands print: tables for people, JSON for programs. Data on standard output, everything else beside it."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine, Iterable, Sequence
+from datetime import datetime
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+T = TypeVar("T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say what is wrong in one line and end with `code`."""
+    err.print(f"kpayd: {message}", markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def call(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work; a database that cannot be used ends it with one line, not a traceback."""
+    from app.database import UNAVAILABLE
+
+    try:
+        return asyncio.run(work)
+    except UNAVAILABLE as exc:
+        cause = str(exc.__cause__ or exc).splitlines()[0] if str(exc) else type(exc).__name__
+        fail(f"the database cannot be used: {cause} (KPAYD_DATABASE_URL; is the schema there? kpayd migrate)")
+
+
+def dump(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Print `value` as JSON; times are RFC 3339."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: object) -> str:
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else str(value)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; an absent value is a dash."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*("-" if value is None else _short(value) for value in row))
+    out.print(grid)
+
+
+def _short(value: object) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)

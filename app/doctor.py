@@ -1,0 +1,104 @@
+"""The doctor: examines what a deployment needs, one finding each, and says what to do about what is not right."""
+
+import secrets
+from dataclasses import dataclass
+
+import httpx2
+from sqlalchemy import text
+
+from app.database import UNAVAILABLE, Database, open_database
+from app.kpay import codes
+from app.kpay import client as kpay
+from app.kpay.errors import GatewayError
+from app.schema import Schema
+from app.settings import Settings, SettingsError, load
+
+OLDEST_POSTGRES = 150_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing examined."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+async def examine() -> list[Finding]:
+    """Examine settings, database, schema, K-Pay and the public URL; without settings there is nothing else to see."""
+    try:
+        settings = load(Settings)
+    except SettingsError as exc:
+        return [Finding("settings", ok=False, detail=line) for line in exc.lines]
+    findings = [Finding("settings", ok=True, detail="complete")]
+    async with open_database(settings.database_url, pool=1) as database:
+        findings += await _database(database)
+    findings.append(await _gateway(settings))
+    findings.append(await _public_url(settings))
+    return findings
+
+
+async def _database(database: Database) -> list[Finding]:
+    try:
+        async with database.reading() as connection:
+            number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
+            writable = (await connection.execute(text("SHOW transaction_read_only"))).scalar_one() == "off"
+            exists = (await connection.execute(text("SELECT to_regclass('alembic_version')"))).scalar_one()
+            version = exists and (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    except UNAVAILABLE as exc:
+        why = str(exc.__cause__ or exc).splitlines()[0] if str(exc) else type(exc).__name__
+        return [Finding("database", ok=False, detail=f"cannot be reached: {why}; check KPAYD_DATABASE_URL")]
+    about = f"PostgreSQL {number // 10000}.{number % 10000}"
+    if number < OLDEST_POSTGRES:
+        database_finding = Finding("database", ok=False, detail=f"{about} is too old: 15 or newer is needed")
+    elif not writable:
+        database_finding = Finding("database", ok=False, detail=f"{about} is read-only: is this a standby?")
+    else:
+        database_finding = Finding("database", ok=True, detail=about)
+    judged = Schema.of_this_code().judge(version)
+    return [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
+
+
+async def _gateway(settings: Settings) -> Finding:
+    """Ask for a refid that cannot exist: 611 proves address, credentials and whitelisting in one."""
+    endpoint = kpay.Endpoint(
+        settings.gateway_url,
+        settings.gateway_username,
+        settings.gateway_password.get_secret_value(),
+        settings.gateway_key.get_secret_value(),
+        min(settings.gateway_timeout, 10),
+    )
+    try:
+        async with kpay.connect(endpoint) as gateway:
+            answer = await gateway.checkstatus(f"kpayd-doctor-{secrets.token_hex(8)}")
+    except GatewayError as exc:
+        return Finding("gateway", ok=False, detail=f"{exc}; check KPAYD_GATEWAY_URL and the way out to it")
+    message = answer.message
+    said = {message.statusid, message.retcode} if message else set()
+    if codes.NOT_FOUND in said:
+        return Finding("gateway", ok=True, detail=f"{settings.gateway} knows us and answers 611 for an unknown refid")
+    for code, explanation in codes.EXPLANATIONS.items():
+        if code in said:
+            return Finding("gateway", ok=False, detail=f"K-Pay says {code}: {explanation}")
+    what = "something else" if message else "something that is not its dialect"
+    detail = f"expected 611, but HTTP {answer.http_status} brought {what}; is KPAYD_GATEWAY_URL K-Pay's endpoint?"
+    return Finding("gateway", ok=False, detail=detail)
+
+
+async def _public_url(settings: Settings) -> Finding:
+    """Send the listener a postback with a wrong mac: only kpayd answers that the way kpayd does."""
+    url = f"{settings.public_url}/kpay/returl/kpayd-doctor/wrong"
+    try:
+        async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:
+            answer = await client.post(url, json={})
+    except httpx2.HTTPError as exc:
+        why = (
+            f"{settings.public_url} cannot be reached from here ({type(exc).__name__}): K-Pay's postbacks would be lost"
+        )
+        return Finding("public url", ok=False, detail=f"{why}; is the service running, and KPAYD_PUBLIC_URL right?")
+    ours = answer.headers.get("content-type", "").startswith("application/problem+json")
+    if ours and answer.status_code in (403, 404):
+        return Finding("public url", ok=True, detail=f"{settings.public_url} reaches the listener")
+    detail = f"{settings.public_url} answers HTTP {answer.status_code}, but not as this service; check KPAYD_PUBLIC_URL"
+    return Finding("public url", ok=False, detail=detail)
