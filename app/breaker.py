@@ -11,7 +11,7 @@ LONGEST_PAUSE = 60.0
 
 @dataclass(slots=True)
 class Breaker:
-    """Closed until `FAILURES` failures in a row, or one refusal of ourselves; then one probe a pause, each pause longer.
+    """Closed until `FAILURES` failures in a row, or one refusal of ourselves; then one probe after each longer pause.
 
     Time is an argument, in seconds of any steady clock. One breaker serves one process; replicas learn separately.
     """

@@ -74,13 +74,13 @@ class Clients:
             query = select(clients).where(match, clients.c.revoked_at.is_(None))
             async with self._database.reading() as connection:
                 row = (await connection.execute(query)).one_or_none()
-            self._known[hashed] = row and Client(row.name, frozenset(row.scopes))
+            self._known[hashed] = Client(row.name, frozenset(row.scopes)) if row else None
         return self._known.get(hashed)
 
     async def add(
         self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None
     ) -> Credentials:
-        """Make a client; raises `ClientError` where the name is taken. `key` is for `kpayd dev`, which keeps its own."""
+        """Make a client; raises `ClientError` where the name is taken. `key` is for `kpayd dev`, which keeps one."""
         made = Credentials(name, key or new_key(), new_webhook_secret(), list(scopes))
         values = {"name": name, "key_hash": _hash(made.key), "scopes": made.scopes, "webhook_url": webhook_url}
         try:

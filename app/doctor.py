@@ -7,8 +7,8 @@ import httpx2
 from sqlalchemy import text
 
 from app.database import UNAVAILABLE, Database, open_database
-from app.kpay import codes
 from app.kpay import client as kpay
+from app.kpay import codes
 from app.kpay.errors import GatewayError
 from app.schema import Schema
 from app.settings import Settings, SettingsError, load

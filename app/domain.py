@@ -200,7 +200,7 @@ class Decision:
 
 
 def transition(payment: Snapshot, evidence: Evidence, rules: Rules) -> Decision:
-    """Decide what `evidence` changes about `payment`. Total: every pair has an answer, and doing it twice is doing it once.
+    """Decide what `evidence` changes about `payment`. Every pair has an answer; doing it twice is doing it once.
 
     Promise: `succeeded` is never left (rule 4), is entered on K-Pay's own word only (rule 5), and an outcome that
     is unknown stays unknown (rule 3).
@@ -221,14 +221,16 @@ def transition(payment: Snapshot, evidence: Evidence, rules: Rules) -> Decision:
 
 
 def _overtaken(payment: Snapshot, evidence: Evidence) -> bool:
-    """Whether "not yet" was said before the final word was: answers may arrive in another order than they were given."""
+    """Whether "not yet" was said before the final word was: answers arrive in another order than they were given."""
     if payment.final_at is None or evidence.says not in (Says.PENDING, Says.NOT_FOUND, Says.IN_DOUBT):
         return False
     asked_before = evidence.asked_at is not None and evidence.asked_at <= payment.final_at
     return asked_before or evidence.source is Source.GATEWAY_REPLY
 
 
-def _status(payment: Snapshot, evidence: Evidence, rules: Rules) -> tuple[Status, Failure | None, bool]:
+def _status(  # noqa: C901, PLR0911 - one arm a rule
+    payment: Snapshot, evidence: Evidence, rules: Rules
+) -> tuple[Status, Failure | None, bool]:
     """Return status, failure and whether to look once more."""
     now, stays = payment.status, (payment.status, payment.failure, payment.recheck)
     if now is Status.SUCCEEDED or evidence.hint:

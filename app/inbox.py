@@ -99,9 +99,9 @@ class Inbox:
                 for item in batch:
                     await self._settle([item])
                 return
-            log.error(
+            log.error(  # noqa: TRY400 - hundreds of tracebacks tell no more
                 "postbacks could not be stored", count=len(batch), error=type(exc).__name__, sqlstate=sqlstate(exc)
-            )  # noqa: TRY400 - hundreds of tracebacks tell no more
+            )
             for _, stored in batch:
                 stored.set_exception(exc)
             return

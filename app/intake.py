@@ -139,8 +139,15 @@ class Intake:
 
 async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
     """Store a raw body; False where the same source had said the same before."""
-    values = {"refid": refid, "digest": raw.digest, "source": raw.source, "body": raw.body}
-    values |= {"content_type": raw.content_type, "http_status": raw.http_status, "remote": raw.remote}
+    values = {
+        "refid": refid,
+        "digest": raw.digest,
+        "source": raw.source,
+        "body": raw.body,
+        "content_type": raw.content_type,
+        "http_status": raw.http_status,
+        "remote": raw.remote,
+    }
     statement = upsert(evidence_table).values(**values).on_conflict_do_nothing().returning(evidence_table.c.refid)
     return (await connection.execute(statement)).one_or_none() is not None
 
@@ -158,7 +165,7 @@ class _Work:
         self.shares_with: Sequence[str] = ()
 
     async def apply(self, connection: AsyncConnection, evidence: Evidence, *, fresh: bool) -> None:
-        """Decide on one piece of evidence and note what it changes; `fresh` ones are noted even if they change nothing."""
+        """Decide on one piece of evidence and note what it changes; a `fresh` one is noted even if that is nothing."""
         decision = transition(self.payment, evidence, self._policy.rules)
         reviews = decision.reviews
         if decision.momtransactionid != self.payment.momtransactionid and decision.momtransactionid:
@@ -281,7 +288,7 @@ class _Work:
 
 
 async def _others_with(connection: AsyncConnection, momtransactionid: str, refid: str) -> Sequence[str]:
-    """Return the other payments that carry `momtransactionid`; of two that ask at once, the later one sees the first."""
+    """Return the other payments that carry `momtransactionid`; of two that ask at once, the later sees the first."""
     await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(momtransactionid, 0))))
     query = select(payments.c.refid).where(payments.c.momtransactionid == momtransactionid, payments.c.refid != refid)
     return (await connection.execute(query.limit(10))).scalars().all()

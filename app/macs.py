@@ -25,7 +25,7 @@ class Macs:
         return self._mac(self._keys[0], purpose, refid)
 
     def verify(self, purpose: str, refid: str, mac: str) -> bool:
-        """Whether `mac` was made for `purpose` and `refid` under any key; the time taken does not tell how wrong it is."""
+        """Whether `mac` was made for `purpose` and `refid` under any key, compared in constant time."""
         given = mac.encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(self._mac(key, purpose, refid).encode(), given) for key in self._keys]
         return any(matches)

@@ -77,15 +77,24 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
         settings=settings,
         database=api,
         clients=Clients(api),
-        payments=Payments(api, intake, gateway, macs, merchant, terms, settings.public_url, unseen),
+        payments=Payments(
+            database=api,
+            intake=intake,
+            kpay=gateway,
+            macs=macs,
+            merchant=merchant,
+            terms=terms,
+            public_url=settings.public_url,
+            unseen=unseen,
+        ),
         intake=intake,
         inbox=Inbox(postbacks, bell),
         reconciler=Reconciler(
-            worker,
-            Intake(worker, policy, bell),
-            gateway,
-            bell,
-            unseen,
+            database=worker,
+            intake=Intake(worker, policy, bell),
+            kpay=gateway,
+            bell=bell,
+            unseen=unseen,
             gateway=settings.gateway,
             gateway_timeout=settings.gateway_timeout,
             concurrency=settings.check_concurrency,
@@ -104,7 +113,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_context(settings) as parts, background(parts.inbox.run()):
             app.state.context = parts
-            set_on_signal(parts.stopping)
+            set_on_signal(parts.stopping, alone=False)
             # A third of the cost under load was the collector walking what start-up had made.
             gc.collect()
             gc.freeze()
@@ -142,7 +151,7 @@ async def _worker(parts: Context) -> AsyncIterator[None]:
 async def work(settings: Settings) -> None:
     """Run the worker alone until SIGTERM or SIGINT."""
     async with open_context(settings) as parts:
-        set_on_signal(parts.stopping)
+        set_on_signal(parts.stopping, alone=True)
         log.info("kpayd's worker is up", version=__version__, gateway=settings.gateway)
         async with _worker(parts):
             await parts.stopping.wait()

@@ -4,8 +4,9 @@ No triggers, no foreign keys out of the evidence: a postback is kept even where 
 backup). Raw bodies are `bytea`, since text and jsonb refuse bytes that K-Pay may well send.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -144,7 +145,7 @@ evidence = Table(
     _time("created_at", now=True),
     PrimaryKeyConstraint("refid", "digest"),
 )
-"""Raw bodies, append-only, before anybody made sense of them. `digest` is of source and body: the same words are kept once."""
+"""Raw bodies, append-only, before anybody made sense of them. `digest` is of source and body: same words once."""
 
 claims = Table(
     "claims",
@@ -156,7 +157,7 @@ claims = Table(
     _time("created_at", now=True),
     PrimaryKeyConstraint("client", "kind", "value"),
 )
-"""Names that at most one payment of a client may hold: an `Idempotency-Key` for good, an `orderid` while it is open or paid."""
+"""Names that one payment of a client may hold: an `Idempotency-Key` for good, an `orderid` while it is open or paid."""
 
 clients = Table(
     "clients",
@@ -176,4 +177,9 @@ clients = Table(
 """API clients. Keys are 256 random bits, kept as SHA-256 only; two are valid at a time while one is being rotated."""
 
 Row = Any
-"""A row of `payments` as Core gives it: attributes by column name, typed where it becomes an object."""
+"""A row as Core gives it: attributes by column name, typed where it becomes an object."""
+
+
+def mapping(row: Row) -> Mapping[str, Any]:
+    """Return `row` by column name."""
+    return cast("Mapping[str, Any]", row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it

@@ -47,7 +47,7 @@ class NewPayment:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> bytes:
-        """Return a hash of all that is asked for, less the name: two requests with the same one are the same request."""
+        """Return a hash of all that is asked for, less the name: with the same one, two requests are the same."""
         asked = asdict(self)
         del asked["refid"]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
@@ -151,7 +151,7 @@ async def _claim(connection: AsyncConnection, client: str, kind: str, value: str
     values = {"client": client, "kind": kind, "value": value, "refid": refid}
     await connection.execute(upsert(claims).values(**values).on_conflict_do_nothing())
     query = select(claims.c.refid).where(claims.c.client == client, claims.c.kind == kind, claims.c.value == value)
-    return (await connection.execute(query.with_for_update())).scalar_one()
+    return str((await connection.execute(query.with_for_update())).scalar_one())
 
 
 async def _claim_order(connection: AsyncConnection, client: str, orderid: str, refid: str) -> None:

@@ -13,7 +13,7 @@ from app.kpay import meaning, request
 from app.kpay.client import InDoubt, KPay, NotSent
 from app.kpay.unseen import Unseen
 from app.macs import RETURL, Macs
-from app.models import Row
+from app.models import Row, mapping
 from app.orders import NewPayment, Terms, record
 from app.raw import Raw
 
@@ -31,8 +31,9 @@ class Started:
 class Payments:
     """The payments of one gateway: who starts them is who calls `start`."""
 
-    def __init__(  # noqa: PLR0913 - what a payment takes to start
+    def __init__(
         self,
+        *,
         database: Database,
         intake: Intake,
         kpay: KPay,
@@ -76,7 +77,7 @@ class Payments:
     async def _ask_for_money(self, row: Row) -> tuple[Evidence, Raw]:
         returl = f"{self._public_url}/kpay/returl/{row.refid}/{self._macs.make(RETURL, row.refid)}"
         try:
-            answer = await self._kpay.pay(request.pay(row._mapping, self._merchant, returl))
+            answer = await self._kpay.pay(request.pay(mapping(row), self._merchant, returl))
         except NotSent as exc:
             return meaning.not_sent(str(exc)), Raw.observation(Source.GATEWAY_REPLY, str(exc))
         except InDoubt as exc:

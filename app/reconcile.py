@@ -21,7 +21,7 @@ from app.breaker import Breaker
 from app.database import UNAVAILABLE, Database
 from app.domain import OPEN, Evidence, Says, Source
 from app.intake import Intake
-from app.kpay import codes, meaning
+from app.kpay import meaning
 from app.kpay.client import GatewayError, KPay
 from app.kpay.unseen import Unseen
 from app.models import Row, payments
@@ -48,14 +48,14 @@ class Claim:
 class Reconciler:
     """Checks for one gateway; payments of another are never touched (rules of truth, 8)."""
 
-    def __init__(  # noqa: PLR0913 - what checking takes
+    def __init__(
         self,
+        *,
         database: Database,
         intake: Intake,
         kpay: KPay,
         bell: Bell,
         unseen: Unseen,
-        *,
         gateway: str,
         gateway_timeout: float,
         concurrency: int,
@@ -94,7 +94,6 @@ class Reconciler:
     async def _claim(self, most: int) -> Sequence[Claim]:
         """Lease up to `most` due payments, fewer while the breaker is open: then time alone goes on for the others."""
         room = self.breaker.room(time.monotonic(), most)
-        metrics.BREAKER_OPEN.set(self.breaker.is_open)
         try:
             if room < most:
                 await self._let_expire()
@@ -146,6 +145,7 @@ class Reconciler:
 
     async def _check(self, refid: str, at: datetime) -> Row | None:
         evidence, raw = await self._ask(refid, at)
+        metrics.BREAKER_OPEN.set(self.breaker.is_open)
         return await self._intake.take_in(refid, evidence, raw)
 
     async def _ask(self, refid: str, at: datetime) -> tuple[Evidence, Raw]:

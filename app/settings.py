@@ -6,14 +6,17 @@ The command line reads them and hands values on; nothing below it looks at the e
 import os
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "KPAYD_"
 SECRETS_DIR = "/run/secrets"
+DEMO_KEY = "demo-only"
+"""How the key in docker-compose.yml begins, which everybody knows."""
 
 T = TypeVar("T", bound="DatabaseSettings")
 Network = IPv4Network | IPv6Network
@@ -140,6 +143,13 @@ class Settings(DatabaseSettings):
     log_format: Literal["json", "console"] = Field(default="json", description="`json` or `console`")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
+    @model_validator(mode="after")
+    def _no_demo_keys(self) -> Self:
+        demo = any(key.get_secret_value().startswith(DEMO_KEY) for key in self.secret_keys)
+        if demo and not is_loopback(self.gateway):
+            raise ValueError(f"{PREFIX}SECRET_KEYS still holds the demo's public key: make one of your own")
+        return self
+
     @property
     def gateway(self) -> str:
         """The host of `GATEWAY_URL`: the gateway that a payment belongs to for ever (rules of truth, 8)."""
@@ -147,7 +157,7 @@ class Settings(DatabaseSettings):
 
 
 def load(kind: type[T]) -> T:
-    """Read settings from the environment, `.env` and secret files; raises `SettingsError` with a line for each fault."""
+    """Read settings from the environment, `.env` and secret files; raises `SettingsError`, a line for each fault."""
     sources: dict[str, Any] = {"_secrets_dir": SECRETS_DIR} if Path(SECRETS_DIR).is_dir() else {}
     try:
         return kind(**sources)
@@ -155,12 +165,15 @@ def load(kind: type[T]) -> T:
         raise SettingsError([_line(kind, error) for error in exc.errors(include_input=False)]) from None
 
 
-def _line(kind: type[DatabaseSettings], error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails has no public shape
+def _line(kind: type[DatabaseSettings], error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
     name = str(error["loc"][0])
     help_ = (kind.model_fields[name].description or "").replace("`", "")
     if error["type"] == "missing":
         return f"{PREFIX}{name.upper()} is required: {help_}"
-    return f"{PREFIX}{name.upper()} is malformed: {error['msg'].removeprefix('Value error, ')} ({help_})"
+    return f"{PREFIX}{name.upper()} is malformed: {message} ({help_})"
 
 
 def environment() -> dict[str, str]:

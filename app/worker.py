@@ -38,15 +38,15 @@ def _died(task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def set_on_signal(stopping: asyncio.Event) -> None:
-    """Set `stopping` on SIGTERM and SIGINT, and let whoever handled them before handle them too."""
+def set_on_signal(stopping: asyncio.Event, *, alone: bool) -> None:
+    """Set `stopping` on SIGTERM and SIGINT; unless `alone`, whoever handled them before (the server) does so too."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
 
         def handle(received: int, frame: FrameType | None, before: Any = before) -> None:  # noqa: ANN401 - what signal gives
             loop.call_soon_threadsafe(stopping.set)
-            if callable(before):
+            if callable(before) and not alone:
                 before(received, frame)
 
         signal.signal(number, handle)

@@ -72,7 +72,7 @@ Reader = Annotated[Client, Depends(caller(Scope.PAYMENTS_READ))]
 
 
 def remote_address(request: Request, trusted: list[Network]) -> str:
-    """Return who really sent `request`: X-Forwarded-For is walked from the right, as far as trusted proxies wrote it."""
+    """Return who sent `request`: X-Forwarded-For is walked from the right, as far as trusted proxies wrote it."""
     address = request.client.host if request.client else ""
     forwarded = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
     while forwarded and is_within(address, trusted):

@@ -82,7 +82,7 @@ async def start(
 
 
 @router.get("/payments", responses=_problems(422))
-async def list_payments(  # noqa: PLR0913 - the filters of the contract
+async def list_payments(
     parts: Parts,
     client: Reader,
     status: Status | None = None,

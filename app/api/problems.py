@@ -3,9 +3,9 @@
 No answer repeats what was sent: a rejected value may be a secret.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from fastapi import FastAPI, Request
@@ -21,7 +21,6 @@ from app.reads import BadCursor
 log = structlog.get_logger()
 
 _RETRY_AFTER = {"Retry-After": "1"}
-_OUR_MISTAKES = (DataError, IntegrityError, ProgrammingError)
 _CODES = {404: "not_found", 405: "method_not_allowed", 400: "unreadable_body", 413: "too_large", 422: "invalid_request"}
 
 
@@ -50,7 +49,7 @@ class ProblemBody(BaseModel):
 class Problem(Exception):  # noqa: N818 - RFC 9457's word
     """An answer other than success, raised where it is noticed. `code` is what programs look at."""
 
-    def __init__(  # noqa: PLR0913 - the members of a problem
+    def __init__(
         self,
         status: int,
         code: str,
@@ -100,52 +99,58 @@ def _fault(error: Mapping[str, Any]) -> dict[str, str]:
     return {"field": ".".join(loc)[:100] or "body", "detail": detail}
 
 
-def _unavailable(exc: BaseException) -> Problem:
+async def _problem(_: Request, exc: Exception) -> JSONResponse:
+    return cast("Problem", exc).response()
+
+
+async def _validation(_: Request, exc: Exception) -> JSONResponse:
+    return invalid([_fault(error) for error in cast("RequestValidationError", exc).errors()]).response()
+
+
+async def _http(_: Request, exc: Exception) -> JSONResponse:
+    http = cast("HTTPException", exc)
+    code = _CODES.get(http.status_code, "error")
+    return Problem(http.status_code, code, str(http.detail), headers=http.headers).response()
+
+
+async def _conflict(_: Request, exc: Exception) -> JSONResponse:
+    conflict = cast("Conflict", exc)
+    return Problem(409, conflict.code, str(conflict), refid=conflict.refid).response()
+
+
+async def _cursor(_: Request, exc: Exception) -> JSONResponse:
+    return invalid([{"field": "cursor", "detail": str(exc)}]).response()
+
+
+async def _unavailable(_: Request, exc: Exception) -> JSONResponse:
     log.error("the database is out of reach", error=type(exc).__name__, exc_info=exc)
     detail = "the database is out of reach: nothing was recorded; try again"
-    return Problem(503, "unavailable", detail, headers=_RETRY_AFTER)
+    return Problem(503, "unavailable", detail, headers=_RETRY_AFTER).response()
+
+
+async def _mistake(_: Request, exc: Exception) -> JSONResponse:
+    log.error("a mistake of this service", error=type(exc).__name__, exc_info=exc)
+    return Problem(500, "internal", "a mistake of this service; it has been logged").response()
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+    Problem: _problem,
+    RequestValidationError: _validation,
+    HTTPException: _http,
+    Conflict: _conflict,
+    BadCursor: _cursor,
+    # Statements that can never work are mistakes of ours, not an absent database.
+    DataError: _mistake,
+    IntegrityError: _mistake,
+    ProgrammingError: _mistake,
+    SQLAlchemyError: _unavailable,
+    TimeoutError: _unavailable,
+    OSError: _unavailable,
+    Exception: _mistake,
+}
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error as a problem."""
-
-    @app.exception_handler(Problem)
-    async def problem(_: Request, exc: Problem) -> JSONResponse:
-        return exc.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def validation(_: Request, exc: RequestValidationError) -> JSONResponse:
-        return invalid([_fault(error) for error in exc.errors()]).response()
-
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, exc: HTTPException) -> JSONResponse:
-        code = _CODES.get(exc.status_code, "error")
-        return Problem(exc.status_code, code, str(exc.detail), headers=exc.headers).response()
-
-    @app.exception_handler(Conflict)
-    async def conflict(_: Request, exc: Conflict) -> JSONResponse:
-        return Problem(409, exc.code, str(exc), refid=exc.refid).response()
-
-    @app.exception_handler(BadCursor)
-    async def cursor(_: Request, exc: BadCursor) -> JSONResponse:
-        return invalid([{"field": "cursor", "detail": str(exc)}]).response()
-
-    @app.exception_handler(SQLAlchemyError)
-    async def database(_: Request, exc: SQLAlchemyError) -> JSONResponse:
-        if isinstance(exc, _OUR_MISTAKES):
-            log.error("a statement of ours is wrong", exc_info=exc)
-            return Problem(500, "internal", "a mistake of this service; it has been logged").response()
-        return _unavailable(exc).response()
-
-    @app.exception_handler(TimeoutError)
-    async def timed_out(_: Request, exc: TimeoutError) -> JSONResponse:
-        return _unavailable(exc).response()
-
-    @app.exception_handler(OSError)
-    async def unreachable(_: Request, exc: OSError) -> JSONResponse:
-        return _unavailable(exc).response()
-
-    @app.exception_handler(Exception)
-    async def mistake(_: Request, __: Exception) -> JSONResponse:
-        # Starlette raises it again after this answer, and the server logs it.
-        return Problem(500, "internal", "a mistake of this service; it has been logged").response()
+    """Make `app` answer every error as a problem; the nearest class in an exception's ancestry decides."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)

@@ -1,24 +1,29 @@
 """The REST API's words: what a caller sends and what it gets, in K-Pay's field names."""
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
-from pydantic import field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from app import msisdn as numbers
 from app.domain import RETRYABLE, FailureCode, Review, Source, Status
 from app.kpay import codes
-from app.models import Row
+from app.models import Row, mapping
 from app.orders import NewPayment
 from app.settings import is_loopback
 
 REFID_PATTERN = r"^[A-Za-z0-9_-]{1,40}$"
 MAX_AMOUNT = 1_000_000_000_000
-MAX_URL = 2_000
 MAX_METADATA = 50
 
 Method = Literal["momo", "cc", "bank", "spenn", "smartcash"]
@@ -54,14 +59,10 @@ def _web_url(value: str) -> str:
     return value
 
 
-def _line(longest: int, *more: Any) -> Any:  # noqa: ANN401 - an annotation
-    constraints = StringConstraints(min_length=1, max_length=longest, strip_whitespace=True)
-    return Annotated[str, constraints, AfterValidator(_printable), *more]
-
-
-Email = _line(254, AfterValidator(_email))
-Url = _line(MAX_URL, AfterValidator(_web_url))
-Msisdn = _line(20, AfterValidator(numbers.normalise))
+Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True), AfterValidator(_printable)]
+Email = Annotated[Line, Field(max_length=254), AfterValidator(_email)]
+Url = Annotated[Line, Field(max_length=2_000), AfterValidator(_web_url)]
+Msisdn = Annotated[Line, Field(max_length=20), AfterValidator(numbers.normalise)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=40), AfterValidator(_no_nul)]
 MetadataValue = Annotated[str, StringConstraints(max_length=500), AfterValidator(_no_nul)]
 
@@ -79,10 +80,10 @@ class PaymentRequest(BaseModel):
     pmethod: Method = Field(description="The payment method", examples=["momo"])
     msisdn: Msisdn = Field(description="The payer's phone number", examples=["250788312934"])
     email: Email = Field(description="The payer's e-mail address", examples=["ikaneza@example.rw"])
-    details: _line(200) = Field(description="What is being paid for", examples=["order 1042"])  # type: ignore[valid-type]
-    cname: _line(100) = Field(description="The payer's name", examples=["KANEZA"])  # type: ignore[valid-type]
-    cnumber: _line(100) | None = Field(  # type: ignore[valid-type]
-        default=None, description="The payer's number at the processor; left out, it is the msisdn"
+    details: Line = Field(max_length=200, description="What is being paid for", examples=["order 1042"])
+    cname: Line = Field(max_length=100, description="The payer's name", examples=["KANEZA"])
+    cnumber: Line | None = Field(
+        max_length=100, default=None, description="The payer's number at the processor; left out, it is the msisdn"
     )
     redirecturl: Url = Field(description="Where the payer's browser ends up", examples=["https://shop.example.rw/done"])
     logourl: Url | None = Field(default=None, description="A logo for the card checkout page")
@@ -92,8 +93,8 @@ class PaymentRequest(BaseModel):
         description="The institution; implied by momo, spenn and cc, required for bank and smartcash",
         examples=["63510"],
     )
-    orderid: _line(64) | None = Field(  # type: ignore[valid-type]
-        default=None, description="Your order; at most one open or paid payment each"
+    orderid: Line | None = Field(
+        max_length=64, default=None, description="Your order; at most one open or paid payment each"
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default={}, max_length=MAX_METADATA, description="Yours: kept and given back, never sent to K-Pay"
@@ -114,7 +115,7 @@ class PaymentRequest(BaseModel):
             raise ValueError(f"is required for pmethod {pmethod}: the number does not imply an institution")
         return implied
 
-    def faults(self, *, allow_usd: bool, allow_loopback: bool) -> list[Mapping[str, str]]:
+    def faults(self, *, allow_usd: bool, allow_loopback: bool) -> list[dict[str, str]]:
         """Return what this deployment does not allow, as field faults."""
         found = []
         if self.currency == "USD" and not allow_usd:
@@ -175,14 +176,15 @@ class Payment(BaseModel):
     @classmethod
     def of(cls, row: Row) -> "Payment":
         """Return a row of `payments` as callers see it."""
-        failure = row.failure_code and {
-            "code": row.failure_code,
-            "detail": row.failure_detail,
-            "retcode": row.failure_retcode,
-            "retryable": row.failure_code in RETRYABLE,
-        }
-        known = {name: getattr(row, name) for name in cls.model_fields if name in row._fields and name != "metadata"}
-        return cls(**known, metadata=row._mapping["metadata"], failure=failure, needs_review=bool(row.review_reasons))
+        columns = mapping(row)
+        failure = row.failure_code and FailureBody(
+            code=row.failure_code,
+            detail=row.failure_detail,
+            retcode=row.failure_retcode,
+            retryable=row.failure_code in RETRYABLE,
+        )
+        known = {name: columns[name] for name in cls.model_fields if name in columns}
+        return cls(**known, failure=failure, needs_review=bool(row.review_reasons))
 
 
 class PaymentPage(BaseModel):

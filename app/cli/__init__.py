@@ -23,14 +23,14 @@ app.add_typer(clients.app, name="clients")
 app.add_typer(payments.app, name="payments")
 
 
-def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(value: bool) -> None:
     if value:
         typer.echo(f"kpayd {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:  # noqa: FBT001, FBT003, ARG001 - typer's option
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
     pass
 
 

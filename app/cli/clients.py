@@ -60,7 +60,7 @@ def add(
         str | None, typer.Option(help="Where this client's notifications are to go (https).")
     ] = None,
     scope: Annotated[list[Scope] | None, typer.Option(help="Repeatable; all if left out.")] = None,
-    json: Json = False,  # noqa: A002, FBT002 - the option's name
+    json: Json = False,
 ) -> None:
     """Make a client and show its key once."""
     if not (0 < len(name) <= _LONGEST_NAME and name.isascii() and name.replace("-", "").replace(".", "").isalnum()):
@@ -74,7 +74,7 @@ def add(
 
 
 @app.command(name="list")
-def list_(json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+def list_(json: Json = False) -> None:
     """List all clients; keys are not among what is known of them."""
     rows = _with_clients(lambda clients: clients.all())
     columns = ("name", "scopes", "webhook_url", "created_at", "revoked_at")
@@ -88,7 +88,7 @@ def list_(json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
 
 
 @app.command()
-def rotate(name: Name, json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+def rotate(name: Name, json: Json = False) -> None:
     """Give a client a new key; the one before stays valid until the next rotation."""
     _show(_with_clients(lambda clients: clients.rotate(name)), json=json)
 

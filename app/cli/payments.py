@@ -26,7 +26,7 @@ def list_(
     tid: Annotated[str | None, typer.Option(help="Only this K-Pay reference.")] = None,
     needs_review: Annotated[bool | None, typer.Option("--needs-review/--no-review", help="Only these.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
-    json: Json = False,  # noqa: A002, FBT002 - the option's name
+    json: Json = False,
 ) -> None:
     """List payments of all clients, newest first."""
     from app import reads
@@ -66,9 +66,8 @@ def list_(
 
 
 @app.command()
-def show(refid: Refid, json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+def show(refid: Refid, json: Json = False) -> None:
     """Show a payment and its timeline."""
-
     from app import reads
     from app.database import open_database
 
@@ -83,7 +82,7 @@ def show(refid: Refid, json: Json = False) -> None:  # noqa: A002, FBT002 - the 
 
 
 @app.command()
-def check(refid: Refid, json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+def check(refid: Refid, json: Json = False) -> None:
     """Ask K-Pay about a payment now, and show it after that."""
     from app import logs, reads
     from app.main import open_context

@@ -1,6 +1,7 @@
 """Commands of a deployment: serve, worker, migrate, simulator, doctor."""
 
 import os
+import signal
 import tempfile
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Processes that serve.")] = 1,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", help="Serve the web alone; run `kpayd worker` too.")
-    ] = False,  # noqa: FBT002 - an option
+    ] = False,
 ) -> None:
     """Run the service: web and worker in one process group."""
     import uvicorn
@@ -33,6 +34,10 @@ def serve(
 
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops in order and then raises the signal again for whoever handled it before: that is the end, and
+        # a clean one.
+        signal.signal(number, lambda *_: None)
     if workers > 1:
         # The processes' metrics meet in files there, so that a scrape of any of them tells of all.
         os.environ.setdefault(metrics.MULTIPROCESS_DIR, tempfile.mkdtemp(prefix="kpayd-metrics-"))
@@ -89,7 +94,7 @@ def simulator(
     serve(Config(payer_delay=payer_delay), host, port)
 
 
-def doctor(json: Json = False) -> None:  # noqa: A002, FBT002 - the option's name
+def doctor(json: Json = False) -> None:
     """Say of each thing a deployment needs whether it is right, and what to do if not."""
     from app.doctor import examine
 

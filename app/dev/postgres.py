@@ -48,7 +48,7 @@ def _reachable(data: Path) -> Path:
     if os.geteuid() != 0:
         return data
     data.parent.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["test", "-x", data.parent], check=False, cwd="/", **_owner()).returncode == 0:
+    if subprocess.run(["/bin/test", "-x", data.parent], check=False, cwd="/", **_owner()).returncode == 0:
         return data
     elsewhere = Path("/var/tmp") / f"kpayd-{zlib.crc32(str(data).encode()):x}"  # noqa: S108 - its data folder is 0700
     elsewhere.mkdir(mode=0o711, exist_ok=True)
@@ -112,13 +112,24 @@ class EmbeddedPostgres:
             time.sleep(0.02)
 
     def _initdb(self) -> None:
-        command = [self._bin / "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-locale"]
+        command: list[str | Path] = [
+            self._bin / "initdb",
+            "-D",
+            self._data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "utf8",
+            "--no-locale",
+        ]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", **_owner())
         if done.returncode != 0:
             raise PostgresError(f"initdb failed in {self._data}: {done.stderr.strip()}")
 
     def _answers(self) -> bool:
-        command = [self._bin / "pg_isready", "-q", "-h", self._socket, "-t", "1"]
+        command: list[str | Path] = [self._bin / "pg_isready", "-q", "-h", self._socket, "-t", "1"]
         return subprocess.run(command, check=False).returncode == 0
 
     def _launch(self) -> subprocess.Popen[bytes]:

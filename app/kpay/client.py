@@ -59,7 +59,7 @@ class KPay:
         self._endpoint = endpoint
 
     async def pay(self, request: Mapping[str, Any]) -> Answer:
-        """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a connection that failed is tried again."""
+        """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a failed connect is tried again."""
         deadline = time.monotonic() + self._endpoint.timeout
         async for attempt in stamina.retry_context(
             on=NotSent, attempts=CONNECT_ATTEMPTS, wait_initial=0.1, wait_max=1.0, timeout=self._endpoint.timeout / 2

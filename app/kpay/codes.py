@@ -100,12 +100,12 @@ BANKS: Final = {
 
 METHODS: Final = ("momo", "cc", "bank", "spenn", "smartcash")
 
-_WALLETS = {prefix: "63510" for prefix in msisdn.MTN} | {prefix: "63514" for prefix in msisdn.AIRTEL}
+_WALLETS = dict.fromkeys(msisdn.MTN, "63510") | dict.fromkeys(msisdn.AIRTEL, "63514")
 _IMPLIED = {"spenn": "63502", "cc": "000"}
 
 
 def implied_bankid(pmethod: str, number: str) -> str | None:
-    """Return the institution that a method, and for `momo` a stored number's prefix, implies; None where neither does."""
+    """Return the institution that a method (for `momo`, a stored number's prefix) implies, or None."""
     return _WALLETS.get(number[:5]) if pmethod == "momo" else _IMPLIED.get(pmethod)
 
 
@@ -118,6 +118,6 @@ _WORDS = (
 
 
 def failure_code(words: str, default: FailureCode = FailureCode.OTHER) -> FailureCode:
-    """Return the failure code that K-Pay's own words point to: its codes alone do not tell why a payer's bank said no."""
+    """Return the failure code that K-Pay's own words point to: its codes alone do not tell why a bank said no."""
     lowered = words.lower()
     return next((code for code, signs in _WORDS if any(sign in lowered for sign in signs)), default)

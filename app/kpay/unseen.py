@@ -31,7 +31,7 @@ class Unseen:
 
     def look(self, message: Message | None, content_type: str) -> None:
         """Note what is new in a message and about the way it came."""
-        bare = content_type.split(";")[0].strip().lower()
+        bare = content_type.split(";", maxsplit=1)[0].strip().lower()
         if bare not in _CONTENT_TYPES:
             self.note("content_type", bare)
         if message is None:

@@ -44,7 +44,7 @@ class Message:
 
 def read(body: bytes, content_type: str = "") -> Message | None:
     """Return what `body` says, or None where no JSON object and no form can be made out of it."""
-    if content_type.split(";")[0].strip().lower() == _FORM:
+    if content_type.split(";", maxsplit=1)[0].strip().lower() == _FORM:
         return _form(body) or _json(body)
     return _json(body) or _form(body)
 
@@ -146,6 +146,6 @@ def _text(value: object) -> str | None:
 
 
 def clean(value: str) -> str:
-    """Return `value` as text that PostgreSQL, JSON and a log take: no control characters, no lone surrogates, not too long."""
+    """Return `value` as text that PostgreSQL, JSON and a log take: no control characters or lone surrogates, short."""
     kept = "".join(char if char.isprintable() or char == " " else " " for char in value[: 2 * MAX_VALUE])
     return kept.encode("utf-8", "replace").decode().strip()[:MAX_VALUE]
