@@ -79,7 +79,7 @@ def _long_enough(keys: list[SecretStr]) -> list[SecretStr]:
 
 Csv = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[list[Network], NoDecode, BeforeValidator(_networks)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 Schedule = Annotated[list[Seconds], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 

@@ -20,6 +20,27 @@ from app.reads import BadCursor
 
 log = structlog.get_logger()
 
+_WORDS = {
+    "missing": "is required",
+    "extra_forbidden": "is not a member of this request",
+    "model_attributes_type": "must be a JSON object",
+    "int_type": "must be a whole number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than_equal": "must be {le} or less",
+    "string_type": "must be text",
+    "string_unicode": "must be text of Unicode characters",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have {max_length} characters or less",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "dict_type": "must be an object",
+    "too_long": "must have {max_length} members or less",
+    "timezone_aware": "must have a time zone, e.g. 2026-01-31T08:00:00Z",
+}
+"""Pydantic's error types in our words, which say what would be right."""
+
 _RETRY_AFTER = {"Retry-After": "1"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 400: "unreadable_body", 413: "too_large", 422: "invalid_request"}
 
@@ -91,11 +112,8 @@ def _fault(error: Mapping[str, Any]) -> dict[str, str]:
     loc = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
     if error["type"] == "json_invalid":
         return {"field": "body", "detail": "must be JSON"}
-    detail = {
-        "missing": "is required",
-        "extra_forbidden": "is not a member of this request",
-        "model_attributes_type": "must be a JSON object",
-    }.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
+    words = _WORDS.get(error["type"])
+    detail = words.format(**error.get("ctx", {})) if words else str(error["msg"]).removeprefix("Value error, ")
     return {"field": ".".join(loc)[:100] or "body", "detail": detail}
 
 

@@ -1,0 +1,58 @@
+"""The documents say what the code does."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
+
+from app.settings import PREFIX, Settings
+from app.simulator.behaviours import markdown
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings_table() -> str:
+    """Return the settings as README.md has them."""
+
+    def default(value: object) -> str:
+        if value is PydanticUndefined:
+            return "required"
+        if isinstance(value, list):
+            return ",".join(f"{each}" for each in value) or "empty"
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, float):
+            return f"{value:g}"
+        return (value.get_secret_value() if isinstance(value, SecretStr) else str(value)) or "empty"
+
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {field.description} | {default(field.default)} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| name | meaning | default |", "|---|---|---|", *rows])
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """README's table is the settings themselves: name, meaning and default."""
+    readme = (ROOT / "README.md").read_text()
+    between = readme.split("<!-- settings: kept by tests/test_docs.py -->\n")[1].split("\n<!-- end")[0]
+    assert between == settings_table()
+
+
+def test_the_simulators_table_is_the_simulators() -> None:
+    """docs/simulator.md lists every behaviour as the simulator itself does."""
+    assert markdown().strip() in (ROOT / "docs" / "simulator.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_inside_the_repository_lead_somewhere(document: str) -> None:
+    """Every relative link of a document names a file that is there."""
+    path = ROOT / document
+    targets = [part.split(")")[0] for part in path.read_text().split("](")[1:]]
+    missing = [
+        each for each in targets if "://" not in each and not each.startswith("#") and not (path.parent / each).exists()
+    ]
+    assert not missing
