@@ -31,7 +31,7 @@ from app.orders import Terms
 from app.payments import Payments
 from app.reconcile import Reconciler
 from app.schema import Schema
-from app.settings import Settings, load
+from app.settings import LOOPBACK, Settings, is_loopback, load
 from app.worker import background, set_on_signal
 
 log = structlog.get_logger()
@@ -69,7 +69,8 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
     bell, unseen = Bell(), Unseen()
     macs = Macs([key.get_secret_value() for key in settings.secret_keys])
     rules = Rules(settings.unknown_grace, tuple(settings.check_schedule), tuple(settings.postback_rechecks))
-    policy = IntakePolicy(rules, frozenset({settings.gateway, *settings.checkout_hosts}))
+    hosts = {settings.gateway, *settings.checkout_hosts, *(LOOPBACK if is_loopback(settings.gateway) else ())}
+    policy = IntakePolicy(rules, frozenset(hosts))
     intake = Intake(api, policy, bell)
     terms = Terms(settings.gateway, settings.gateway_timeout, settings.expire_after, settings.check_schedule[0])
     merchant = Merchant(settings.retailerid, settings.msisdn_format)

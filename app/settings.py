@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "KPAYD_"
 SECRETS_DIR = "/run/secrets"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEMO_KEY = "demo-only"
 """How the key in docker-compose.yml begins, which everybody knows."""
 
@@ -92,7 +93,7 @@ class DatabaseSettings(BaseSettings):
     )
 
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
-        description="`postgresql://user:password@host:5432/name`"
+        repr=False, description="`postgresql://user:password@host:5432/name`"
     )
 
 

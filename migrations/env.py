@@ -14,11 +14,14 @@ from app.models import metadata
 from app.settings import DatabaseSettings, load
 
 LOCK_TIMEOUT = "2s"
+ONE_AT_A_TIME = 6_770_911
+"""An advisory lock: of replicas that start together, one migrates and the others find it done."""
 
 
 def run(connection: Connection) -> None:
     """Run the migrations that `alembic` was asked for, each in its own transaction."""
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))
     connection.commit()
     context.configure(
         connection=connection, target_metadata=metadata, transaction_per_migration=True, compare_server_default=True

@@ -237,3 +237,10 @@ def test_the_demo_tells_when_it_does_not_end_well(tmp_path: Path, service: Servi
     finally:
         simulator.behave(refuse_credentials=False)
     assert "FAIL" in process.words or "cut short" in process.words
+
+
+def test_replicas_that_start_together_migrate_once(postgres_url: str, tmp_path: Path) -> None:
+    """Two `kpayd migrate` at the same moment on an empty database: both end well."""
+    env = {"KPAYD_DATABASE_URL": postgres_url}
+    with kpayd(tmp_path, env, "migrate") as one, kpayd(tmp_path, env, "migrate") as other:
+        assert [one.child.wait(60), other.child.wait(60)] == [0, 0], one.words + other.words

@@ -1,0 +1,182 @@
+"""Races over one row: each test fails when its guard (row lock, lease, mac, unique key) is taken out."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from app.bell import Bell
+from app.database import Database, open_database
+from app.domain import Evidence, Failure, FailureCode, Rules, Says, Source
+from app.inbox import Inbox, Postback
+from app.intake import Intake, Policy
+from app.kpay import client as kpay
+from app.kpay.unseen import Unseen
+from app.orders import NewPayment, Terms, record
+from app.raw import Raw
+from app.reconcile import Reconciler
+from app.worker import background
+from tests.support import query
+
+ORDER = NewPayment(
+    amount=4200,
+    currency="RWF",
+    pmethod="momo",
+    bankid="63510",
+    msisdn="250788312934",
+    email="a@example.rw",
+    details="order",
+    cname="KANEZA",
+    cnumber="250788312934",
+    redirecturl="https://shop.example.rw/done",
+)
+TERMS = Terms("pay.example.rw", 30, 86_400, 10)
+POLICY = Policy(Rules(120, (10,), (2,)), frozenset())
+PAID = Evidence(Source.CHECKSTATUS, Says.PAID, tid="A1", momtransactionid="1", statusid="01")
+NOT_PAID = Evidence(
+    Source.CHECKSTATUS, Says.NOT_PAID, tid="A1", statusid="02", failure=Failure(FailureCode.DECLINED, "no", "02")
+)
+
+
+@pytest.fixture
+def url(new_database: Callable[[], str]) -> str:
+    """Return a fresh database."""
+    return new_database()
+
+
+@asynccontextmanager
+async def databases(url: str, count: int) -> AsyncIterator[list[Database]]:
+    """Yield several pools, as several processes would have them."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(open_database(url, pool=2)) for _ in range(count)]
+
+
+def test_contradicting_evidence_at_the_same_moment(url: str) -> None:
+    """60 rounds of 8 racers say paid and not paid: one success each, never left, and a numbering without gaps."""
+
+    async def run() -> None:
+        async with databases(url, 8) as pools:
+            intakes = [Intake(pool, POLICY, Bell()) for pool in pools]
+            for _ in range(60):
+                row, _ = await record(pools[0], ORDER, "shop", None, TERMS)
+                said = [PAID, NOT_PAID] * 4
+                random.shuffle(said)
+                racers: list[Awaitable[object]] = [
+                    intake.take_in(row.refid, evidence, Raw(Source.CHECKSTATUS, f"{i}".encode(), ""))
+                    for i, (intake, evidence) in enumerate(zip(intakes, said, strict=True))
+                ]
+                await asyncio.gather(*racers)
+
+    asyncio.run(run())
+    assert {row["status"] for row in query(url, "SELECT DISTINCT status FROM payments")} == {"succeeded"}
+    successes = "SELECT count(*) AS n FROM events WHERE type = 'payment.succeeded' GROUP BY refid"
+    assert {row["n"] for row in query(url, successes)} == {1}
+    gaps = """SELECT refid FROM events JOIN payments USING (refid) GROUP BY refid, last_seq
+              HAVING count(*) <> last_seq OR max(seq) <> last_seq OR count(*) < 9"""
+    assert not query(url, gaps)
+
+
+def test_one_of_many_recorders_sends(url: str) -> None:
+    """30 rounds of 8 processes record the same refid: one is told that it is the first, all get the same payment."""
+
+    async def run() -> list[list[bool]]:
+        rounds = []
+        async with databases(url, 8) as pools:
+            for number in range(30):
+                order = NewPayment(**{name: getattr(ORDER, name) for name in ORDER.__slots__} | {"refid": f"r{number}"})
+                racers = [record(pool, order, "shop", None, TERMS) for pool in pools]
+                rounds.append([fresh for _, fresh in await asyncio.gather(*racers)])
+        return rounds
+
+    assert all(sum(fresh) == 1 for fresh in asyncio.run(run()))
+
+
+def test_a_due_payment_is_leased_once(url: str) -> None:
+    """Six claimants take 300 due payments between them, none of them twice."""
+
+    async def run() -> list[str]:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        async with databases(url, 6) as pools, kpay.connect(endpoint) as gateway:
+            for _ in range(300):
+                await record(pools[0], ORDER, "shop", None, TERMS)
+            query_later = "UPDATE payments SET next_check_at = now() - interval '1 minute'"
+            await asyncio.to_thread(query, url, query_later)
+            claimants = [
+                Reconciler(
+                    database=pool,
+                    intake=Intake(pool, POLICY, Bell()),
+                    kpay=gateway,
+                    bell=Bell(),
+                    unseen=Unseen(),
+                    gateway="pay.example.rw",
+                    gateway_timeout=30,
+                    concurrency=50,
+                )
+                for pool in pools
+            ]
+            claims = await asyncio.gather(*(claimant._claim(100) for _ in range(10) for claimant in claimants))
+        return [claim.refid for claimed in claims for claim in claimed]
+
+    claimed = asyncio.run(run())
+    assert len(claimed) == len(set(claimed)) == 300
+
+
+def test_the_same_postback_from_many_processes_is_one_effect(url: str) -> None:
+    """Four listeners store 100 copies of one postback and 100 other ones: one entry for the one, all of the others."""
+
+    async def run() -> str:
+        async with AsyncExitStack() as stack:
+            pools = await stack.enter_async_context(databases(url, 4))
+            row, _ = await record(pools[0], ORDER, "shop", None, TERMS)
+            inboxes = [Inbox(pool, Bell()) for pool in pools]
+            await stack.enter_async_context(background(*(inbox.run() for inbox in inboxes)))
+            same = [Postback(row.refid, PAID, Raw(Source.POSTBACK, b"same", "")) for _ in range(100)]
+            others = [Postback(row.refid, PAID, Raw(Source.POSTBACK, f"{n}".encode(), "")) for n in range(100)]
+            puts = [inboxes[n % 4].put(each) for n, each in enumerate([*same, *others])]
+            assert all(stored is not None for stored in await asyncio.gather(*puts))
+        return str(row.refid)
+
+    refid = asyncio.run(run())
+    entries = query(url, "SELECT seq FROM events WHERE refid = $1 ORDER BY seq", refid)
+    assert [row["seq"] for row in entries] == list(range(1, 103))
+    assert query(url, "SELECT count(*) AS n FROM evidence")[0]["n"] == 101
+
+
+def test_a_poisoned_row_fails_alone(url: str) -> None:
+    """A postback that PostgreSQL refuses fails by itself; those that shared its statement are stored."""
+
+    async def run() -> list[object]:
+        async with databases(url, 1) as (pool,):
+            rows = [(await record(pool, ORDER, "shop", None, TERMS))[0] for _ in range(5)]
+            inbox = Inbox(pool, Bell())
+            good = [Postback(row.refid, PAID, Raw(Source.POSTBACK, b"good", "")) for row in rows[1:]]
+            bad = Postback(rows[0].refid, PAID, Raw(Source.POSTBACK, b"bad", "a\0content type"))
+            puts = [asyncio.create_task(inbox.put(each)) for each in (bad, *good)]
+            await asyncio.sleep(0)
+            async with background(inbox.run()):
+                return list(await asyncio.gather(*puts, return_exceptions=True))
+
+    failed, *stored = asyncio.run(run())
+    assert isinstance(failed, Exception)
+    assert not any(isinstance(each, Exception) for each in stored)
+    assert query(url, "SELECT count(*) AS n FROM evidence")[0]["n"] == 4
+
+
+def test_one_momtransactionid_on_two_payments_at_once(url: str) -> None:
+    """20 pairs learn the same momtransactionid at the same moment: both of each pair ask for a review."""
+
+    async def run() -> None:
+        async with databases(url, 2) as pools:
+            intakes = [Intake(pool, POLICY, Bell()) for pool in pools]
+            for number in range(20):
+                rows = [(await record(pools[0], ORDER, "shop", None, TERMS))[0] for _ in range(2)]
+                said = Evidence(Source.CHECKSTATUS, Says.PAID, tid="A", momtransactionid=f"m{number}", statusid="01")
+                await asyncio.gather(
+                    *(intake.take_in(row.refid, said) for intake, row in zip(intakes, rows, strict=True))
+                )
+
+    asyncio.run(run())
+    flagged = query(url, "SELECT refid FROM payments WHERE review_reasons = '{momtransactionid_shared}'")
+    assert len(flagged) == 40
