@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from sqlalchemy import text
 
 from app.bell import Bell
 from app.database import Database, open_database
@@ -180,3 +181,19 @@ def test_one_momtransactionid_on_two_payments_at_once(url: str) -> None:
     asyncio.run(run())
     flagged = query(url, "SELECT refid FROM payments WHERE review_reasons = '{momtransactionid_shared}'")
     assert len(flagged) == 40
+
+
+def test_callers_get_their_connections_in_turn(url: str) -> None:
+    """200 callers want one of two connections at once, and come back for another: none is overtaken until it fails."""
+
+    async def run() -> None:
+        async with open_database(url, pool=2) as database:
+
+            async def call() -> None:
+                for _ in range(3):
+                    async with database.reading() as connection:
+                        await connection.execute(text("SELECT pg_sleep(0.002)"))
+
+            await asyncio.gather(*(call() for _ in range(200)))
+
+    asyncio.run(run())

@@ -42,12 +42,17 @@ class Context:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def context(request: Request) -> Context:
+def parts_of(request: Request) -> Context:
     """Return the parts of the service that `request` came to."""
     return cast("Context", request.app.state.context)
 
 
-Parts = Annotated[Context, Depends(context)]
+async def _parts(request: Request) -> Context:
+    # A plain function would be sent through a thread for every request.
+    return parts_of(request)
+
+
+Parts = Annotated[Context, Depends(_parts)]
 _bearer = HTTPBearer(auto_error=False, description="The key that `kpayd clients add` shows once")
 
 

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from app import metrics
-from app.api.context import Context, context, is_within, remote_address
+from app.api.context import Context, is_within, parts_of, remote_address
 from app.api.problems import Problem
 from app.database import UNAVAILABLE
 from app.domain import Evidence, Source, transition
@@ -30,7 +30,7 @@ _LONGEST_CONTENT_TYPE = 200
 
 async def returl(request: Request) -> Response:
     """Answer one postback: OK once it is stored, ERROR where it could not be understood, 503 where it is not stored."""
-    parts = context(request)
+    parts = parts_of(request)
     response, answer = await _answer(request, parts)
     metrics.POSTBACKS.labels(answer).inc()
     return response
