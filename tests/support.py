@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +275,54 @@ def run_command(env: Mapping[str, str], *arguments: str) -> "subprocess.Complete
         timeout=60,
         cwd=os.environ.get("TMPDIR", "/tmp"),  # noqa: S108 - so that no `.env` is read
     )
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer as it came over a bare socket."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Json:
+        """Return the body as a JSON object."""
+        body: Json = json.loads(self.body)
+        return body
+
+
+def spoken(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """Return a request byte for byte; `content_type` is `Content-Type`, and the connection ends after the answer."""
+    lines = {"host": "kpayd", "connection": "close", "content_length": str(len(body))} | headers
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def at_once(url: str, requests: Sequence[bytes], *, seconds: float = 10) -> list[Said]:
+    """Send all requests, each on a connection of its own, so that their last bytes leave in one go."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_connection((host, int(port)), seconds)) for _ in requests]
+        for each, request in zip(sockets, requests, strict=True):
+            each.sendall(request[:-1])
+        for each, request in zip(sockets, requests, strict=True):
+            each.sendall(request[-1:])
+        return [_heard(each) for each in sockets]
+
+
+def _heard(each: socket.socket) -> Said:
+    answer = HTTPResponse(each)
+    answer.begin()
+    return Said(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+
+
+def bodies(service: Service, refid: str) -> list[bytes]:
+    """Return the raw postbacks that are stored for a payment, oldest first."""
+    sql = "SELECT body FROM evidence WHERE refid = $1 AND source = 'postback' ORDER BY created_at"
+    return [row["body"] for row in query(service.database_url, sql, refid)]
+
+
+def metric(service: Service, name: str) -> float:
+    """Return the value of one metric, labels and all, or 0 where it has none yet."""
+    lines = httpx2.get(f"{service.url}/metrics", trust_env=False).text.splitlines()
+    return next((float(line.removeprefix(f"{name} ")) for line in lines if line.startswith(f"{name} ")), 0.0)
