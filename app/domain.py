@@ -225,7 +225,7 @@ def _overtaken(payment: Snapshot, evidence: Evidence) -> bool:
     if payment.final_at is None or evidence.says not in (Says.PENDING, Says.NOT_FOUND, Says.IN_DOUBT):
         return False
     asked_before = evidence.asked_at is not None and evidence.asked_at <= payment.final_at
-    return asked_before or evidence.source is Source.GATEWAY_REPLY
+    return asked_before or evidence.source in (Source.GATEWAY_REPLY, Source.POSTBACK)
 
 
 def _status(  # noqa: C901, PLR0911 - one arm a rule
@@ -307,9 +307,10 @@ def next_check(payment: Snapshot, rules: Rules, now: datetime, jitter: float) ->
     """Return the seconds until the next checkstatus (None: no more) and the payment with its steps moved on.
 
     `jitter` is a factor near 1, drawn by the caller. An open payment is never without a next check, and its last
-    one before expiry falls on `expires_at`; an expired one is looked at daily for a week.
+    one before expiry falls on `expires_at`; an expired one is looked at daily for a week from when that was noticed.
     """
-    if payment.status is Status.SUCCEEDED or now >= payment.expires_at + EXPIRED_CHECKS_FOR:
+    last_look = max(payment.expires_at, payment.final_at or payment.expires_at) + EXPIRED_CHECKS_FOR
+    if payment.status is Status.SUCCEEDED or (payment.status not in OPEN and now >= last_look):
         return None, replace(payment, wake_step=None)
     if payment.wake_step is not None and payment.wake_step < len(rules.postback_rechecks):
         seconds = rules.postback_rechecks[payment.wake_step] * jitter

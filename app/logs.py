@@ -15,7 +15,6 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _MAC = re.compile(r"(/kpay/(?:returl|return)/[^/\s]{1,64}/)[^/\s\"'?]+")
 _MSISDN = re.compile(r"(?<![0-9A-Za-z])(\+?(?:250|0)7\d)\d{4}(\d{3})(?!\d)")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NOISY = ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access", "asyncio")
 
 
@@ -25,7 +24,17 @@ def masked(text: str) -> str:
 
 
 def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {name: masked(value) if isinstance(value, str) else value for name, value in event.items()}
+    return {name: _masked_value(value) for name, value in event.items()}
+
+
+def _masked_value(value: Any) -> Any:  # noqa: ANN401 - whatever was logged
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {masked(str(name)): _masked_value(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked_value(each) for each in value]
+    return masked(value if isinstance(value, str) else repr(value))
 
 
 def _request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -34,13 +43,15 @@ def _request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape what could forge a line or drive a terminal; JSON does this by itself."""
+    """Escape what could forge a line or drive a terminal; JSON does this by itself. A traceback keeps its lines."""
     return {
-        name: _CONTROL.sub(lambda match: repr(match[0])[1:-1], value)
-        if isinstance(value, str) and name != "exception"
-        else value
+        name: _printable(value, "\n" if name == "exception" else "") if isinstance(value, str) else value
         for name, value in event.items()
     }
+
+
+def _printable(text: str, kept: str) -> str:
+    return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
 def configure(log_format: str, level: str) -> None:

@@ -26,10 +26,10 @@ class Macs:
 
     def verify(self, purpose: str, refid: str, mac: str) -> bool:
         """Whether `mac` was made for `purpose` and `refid` under any key, compared in constant time."""
-        given = mac.encode("utf-8", "surrogateescape")
+        given = mac.encode("utf-8", "surrogatepass")
         matches = [hmac.compare_digest(self._mac(key, purpose, refid).encode(), given) for key in self._keys]
         return any(matches)
 
     def _mac(self, key: bytes, purpose: str, refid: str) -> str:
-        digest = hmac.digest(key, f"{purpose}\0{refid}".encode("utf-8", "surrogateescape"), hashlib.sha256)
+        digest = hmac.digest(key, f"{purpose}\0{refid}".encode("utf-8", "surrogatepass"), hashlib.sha256)
         return base64.urlsafe_b64encode(digest[:_BYTES]).rstrip(b"=").decode()

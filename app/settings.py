@@ -19,6 +19,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEMO_KEY = "demo-only"
 """How the key in docker-compose.yml begins, which everybody knows."""
 
+_NO_WEB_URL = "must be an https URL without query or fragment"
+
 T = TypeVar("T", bound="DatabaseSettings")
 Network = IPv4Network | IPv6Network
 
@@ -49,9 +51,14 @@ def _networks(value: object) -> object:
 
 
 def _web_url(value: str) -> str:
-    url = urlsplit(value)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
-        raise ValueError("must be an https URL without query or fragment")
+    try:
+        url = urlsplit(value)
+        port_is_one = url.port != 0
+    except ValueError:
+        # Without its words, which repeat the value and with it a password.
+        raise ValueError(_NO_WEB_URL) from None
+    if url.scheme not in ("http", "https") or not url.hostname or not port_is_one or url.query or url.fragment:
+        raise ValueError(_NO_WEB_URL)
     if url.scheme == "http" and not is_loopback(url.hostname):
         raise ValueError("must be https; http is accepted for loopback hosts only")
     if url.username or url.password:
@@ -163,7 +170,8 @@ def load(kind: type[T]) -> T:
     try:
         return kind(**sources)
     except ValidationError as exc:
-        raise SettingsError([_line(kind, error) for error in exc.errors(include_input=False)]) from None
+        first = {str(error["loc"][:1]): error for error in reversed(exc.errors(include_input=False))}
+        raise SettingsError([_line(kind, error) for error in reversed(first.values())]) from None
 
 
 def _line(kind: type[DatabaseSettings], error: ErrorDetails) -> str:

@@ -62,7 +62,12 @@ class KPay:
         """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a failed connect is tried again."""
         deadline = time.monotonic() + self._endpoint.timeout
         async for attempt in stamina.retry_context(
-            on=NotSent, attempts=CONNECT_ATTEMPTS, wait_initial=0.1, wait_max=1.0, timeout=self._endpoint.timeout / 2
+            on=NotSent,
+            attempts=CONNECT_ATTEMPTS,
+            timeout=self._endpoint.timeout / 2,
+            wait_initial=self._endpoint.timeout / 100,
+            wait_max=self._endpoint.timeout / 20,
+            wait_jitter=self._endpoint.timeout / 100,
         ):
             with attempt:
                 return await self._call("pay", {"action": "pay", **request}, deadline - time.monotonic())

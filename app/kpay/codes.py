@@ -46,7 +46,7 @@ RETCODES: Final = {
 }
 """What a `retcode` other than 0 says of a payment request. One that is not here leaves the outcome in doubt."""
 
-_BANK_CODE = re.compile(r"[1-9]\d{1,5}|0[4-9]")
+_BANK_CODE = re.compile(r"[1-9][0-9]{1,5}|0[4-9]")
 
 
 def says_of_statusid(statusid: str | None) -> Says:

@@ -17,25 +17,23 @@ def of_pay_reply(message: Message | None, refid: str) -> Evidence:
     if message is None:
         return in_doubt("K-Pay's answer could not be read")
     says = _pay_reply_says(message, refid)
-    return _evidence(
-        Source.GATEWAY_REPLY, says, message, failure=_failure(message, says), duplicate=message.retcode == "608"
-    )
+    return _evidence(Source.GATEWAY_REPLY, says, message, refid, duplicate=message.retcode == "608")
 
 
 def _pay_reply_says(message: Message, refid: str) -> Says:
-    if message.ambiguous or message.refid not in (None, refid):
+    if not _is_of(message, refid):
         return Says.IN_DOUBT
     about = codes.says_of_statusid(message.statusid)
-    told = about in (Says.PAID, Says.NOT_PAID, Says.PENDING)
     if message.retcode not in (None, codes.ACCEPTED):
-        refusal = codes.RETCODES.get(message.retcode, (Says.IN_DOUBT,))[0]
-        return Says.IN_DOUBT if about is Says.PAID or message.success else refusal
-    if message.retcode == codes.ACCEPTED and message.success is False and about is not Says.NOT_PAID:
+        contradicted = message.success or about in (Says.PAID, Says.PENDING)
+        return Says.IN_DOUBT if contradicted else codes.RETCODES.get(message.retcode, (Says.IN_DOUBT,))[0]
+    if message.success is False and about is not Says.NOT_PAID:
         return Says.IN_DOUBT
-    if told:
+    if about in (Says.PAID, Says.NOT_PAID):
         # An outcome counts only where K-Pay names the payment that it is of.
-        return about if message.refid == refid or about is Says.PENDING else Says.IN_DOUBT
-    return Says.PENDING if message.retcode == codes.ACCEPTED and message.statusid is None else Says.IN_DOUBT
+        return about if message.refid == refid else Says.IN_DOUBT
+    accepted = about is Says.PENDING or (message.retcode == codes.ACCEPTED and message.statusid is None)
+    return Says.PENDING if accepted else Says.IN_DOUBT
 
 
 def of_checkstatus(message: Message | None, refid: str, asked_at: datetime) -> Evidence:
@@ -43,19 +41,27 @@ def of_checkstatus(message: Message | None, refid: str, asked_at: datetime) -> E
     if message is None:
         return question_failed("K-Pay's answer could not be read", asked_at)
     says = _checkstatus_says(message, refid)
-    return _evidence(Source.CHECKSTATUS, says, message, failure=_failure(message, says), asked_at=asked_at)
+    return _evidence(Source.CHECKSTATUS, says, message, refid, asked_at=asked_at)
 
 
 def _checkstatus_says(message: Message, refid: str) -> Says:
-    says = codes.says_of_statusid(message.statusid)
     if message.ambiguous or message.retcode not in (None, codes.ACCEPTED, codes.NOT_FOUND):
         return Says.QUESTION_REFUSED
-    if message.statusid is None and message.retcode == codes.NOT_FOUND:
-        return Says.NOT_FOUND
-    if message.refid != refid and not (says is Says.NOT_FOUND and message.refid is None):
-        # An answer about another payment, or about none: whatever it says, it is not said of this one.
-        return says if says is Says.QUESTION_REFUSED else Says.NOTHING
-    return says
+    says = codes.says_of_statusid(message.statusid)
+    if message.retcode == codes.NOT_FOUND:
+        says = Says.NOT_FOUND if message.statusid in (None, codes.NOT_FOUND) else Says.NOTHING
+    if says is Says.QUESTION_REFUSED:
+        return says
+    if says is Says.NOT_FOUND:
+        return says if _is_of(message, refid) else Says.NOTHING
+    # An answer about another payment, or about none: whatever it says, it is not said of this one.
+    contradicted = says is Says.PAID and message.success is False
+    return Says.NOTHING if message.refid != refid or contradicted else says
+
+
+def _is_of(message: Message, refid: str) -> bool:
+    """Whether a message is about `refid`, or names no payment, and does not contradict itself about it."""
+    return not message.ambiguous and message.refid in (None, refid)
 
 
 def of_postback(message: Message | None, *, hint: bool) -> Evidence:
@@ -65,7 +71,7 @@ def of_postback(message: Message | None, *, hint: bool) -> Evidence:
     says = codes.says_of_statusid(message.statusid)
     if message.ambiguous or says in (Says.QUESTION_REFUSED, Says.NOT_FOUND):
         says = Says.NOTHING
-    return _evidence(Source.POSTBACK, says, message, failure=_failure(message, says), hint=hint)
+    return _evidence(Source.POSTBACK, says, message, message.refid, hint=hint)
 
 
 def in_doubt(why: str) -> Evidence:
@@ -100,16 +106,19 @@ def _failure(message: Message, says: Says) -> Failure | None:
     return None
 
 
-def _evidence(source: Source, says: Says, message: Message, **more: Any) -> Evidence:  # noqa: ANN401 - Evidence's own fields
+def _evidence(source: Source, says: Says, message: Message, refid: str | None, **more: Any) -> Evidence:  # noqa: ANN401 - Evidence's own fields
+    """Return what a message says; its ids and its URL only where it is sure to be about this payment."""
+    sure = _is_of(message, refid or "")
     return Evidence(
         source,
         says,
-        tid=message.tid,
-        momtransactionid=message.momtransactionid,
-        payaccount=message.payaccount,
+        tid=message.tid if sure else None,
+        momtransactionid=message.momtransactionid if sure else None,
+        payaccount=message.payaccount if sure else None,
+        checkout_url=message.url if sure else None,
         statusid=message.statusid,
         statusdesc=message.statusdesc or message.reply,
         retcode=message.retcode,
-        checkout_url=message.url,
+        failure=_failure(message, says),
         **more,
     )

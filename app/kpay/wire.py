@@ -14,7 +14,8 @@ MAX_VALUE = 1_000
 """Characters kept of one value; the raw bytes keep all of it."""
 
 _KNOWN = ("tid", "refid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode", "reply", "url")
-_UNREMARKABLE = frozenset({*_KNOWN, "success", "authkey", "comtime", "initime"})
+_MEANT = frozenset({*_KNOWN, "success"})
+_UNREMARKABLE = frozenset({*_MEANT, "authkey", "comtime", "initime"})
 _FORM = "application/x-www-form-urlencoded"
 _WHITE = " \t\r\n\f\v\0\ufeff"
 _MAX_DIGITS = 40
@@ -120,7 +121,7 @@ def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
     ambiguous = False
     for name, raw in pairs:
         value = _text(raw)
-        ambiguous = ambiguous or (name in _KNOWN and name in values and values[name] != value)
+        ambiguous = ambiguous or (name in _MEANT and name in values and values[name] != value)
         values[name] = value
     return Message(
         **{name: values.get(name) for name in _KNOWN if name not in ("statusid", "retcode", "tid")},

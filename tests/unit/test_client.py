@@ -1,0 +1,157 @@
+"""The client of K-Pay against real sockets: what it sends, what it takes for an answer, and what stays in doubt."""
+
+import base64
+import time
+
+import pytest
+
+from app.kpay.client import MAX_BODY, InDoubt, connect
+
+from .servers import (
+    PENDING,
+    Behaviour,
+    dribbles,
+    floods,
+    is_silent,
+    resets,
+    says,
+    sends,
+    serving,
+    then_close,
+)
+
+pytestmark = pytest.mark.anyio
+
+ORDER = {"refid": "R1", "amount": 4200, "cname": "Kanéza"}
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+async def test_request() -> None:
+    """A payment request is one POST of JSON with its action, Basic authorization, and no key where there is none."""
+    async with serving(says(PENDING)) as server, connect(server.endpoint()) as kpay:
+        answer = await kpay.pay(ORDER)
+    (request,) = server.requests
+    assert request.line == "POST / HTTP/1.1"
+    assert request.json == {"action": "pay", **ORDER}
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["authorization"] == f"Basic {base64.b64encode('user:pässword'.encode()).decode()}"
+    assert "kpay-key" not in request.headers
+    assert answer.http_status == 200
+    assert answer.message is not None
+    assert (answer.message.tid, answer.message.retcode) == ("A1", "0")
+
+
+async def test_question() -> None:
+    """A checkstatus names the refid alone; the key goes along where there is one."""
+    async with serving(says(PENDING)) as server, connect(server.endpoint(key="s3cret")) as kpay:
+        await kpay.checkstatus("R1")
+    (request,) = server.requests
+    assert request.json == {"action": "checkstatus", "refid": "R1"}
+    assert request.headers["kpay-key"] == "s3cret"
+
+
+BROKEN: dict[str, Behaviour] = {
+    "closes": sends(b"", close=True),
+    "resets": resets,
+    "is-silent": is_silent,
+    "dribbles-its-head": dribbles(b"HTTP/1.1 200 OK\r\nX: "),
+    "dribbles-its-body": dribbles(HEAD + b"Content-Length: 60000\r\n\r\n"),
+    "dribbles-without-a-length": dribbles(HEAD + b"\r\n{"),
+    "cuts-its-head": sends(b"HTTP/1.1 200 OK\r\nContent-", close=True),
+    "cuts-its-body": then_close(says(b'{"retcode":0}', length=100)),
+    "cuts-a-chunk": sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\nff\r\n{", close=True),
+    "sends-a-broken-chunk": sends(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n"),
+    "sends-no-http": sends(b"\x00\x01 220 smtp ready\r\n\r\n", close=True),
+    "sends-endless-headers": floods(b"HTTP/1.1 200 OK\r\nX: "),
+    "sends-garbage-as-gzip": says(b"\x1f\x8bgarbage", "200 OK", "Content-Encoding: gzip"),
+    "continues-for-ever": sends(b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("behave", BROKEN.values(), ids=BROKEN)
+async def test_in_doubt(behave: Behaviour) -> None:
+    """A server that has the request and gives no whole answer leaves it in doubt, soon and for good."""
+    async with serving(behave) as server, connect(server.endpoint(timeout=0.5)) as kpay:
+        began = time.monotonic()
+        with pytest.raises(InDoubt) as caught:
+            await kpay.pay(ORDER)
+        assert time.monotonic() - began < 1.5
+    assert len(server.requests) == server.connections == 1
+    assert "pässword" not in repr(caught.getrepr(chain=True))
+
+
+@pytest.mark.parametrize("name", ["closes", "is-silent", "dribbles-its-body", "cuts-its-body"])
+async def test_question_without_an_answer(name: str) -> None:
+    """A checkstatus keeps the same deadline, and is put once too."""
+    async with serving(BROKEN[name]) as server, connect(server.endpoint(timeout=0.5)) as kpay:
+        began = time.monotonic()
+        with pytest.raises(InDoubt):
+            await kpay.checkstatus("R1")
+        assert time.monotonic() - began < 1.5
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("behave", [sends(b"", close=True), resets], ids=["closes", "resets"])
+async def test_hanging_up_before_the_request(behave: Behaviour) -> None:
+    """A server that takes the connection and hangs up is in doubt too: the request may have been on its way."""
+    async with serving(behave, reads=False) as server, connect(server.endpoint()) as kpay:
+        with pytest.raises(InDoubt):
+            await kpay.pay(ORDER)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("status", ["201 Created", "400 Bad Request", "401 No", "500 Oops", "503 Later"])
+async def test_any_status_answers(status: str) -> None:
+    """K-Pay's words count on whatever HTTP status they come."""
+    async with serving(says(PENDING, status)) as server, connect(server.endpoint()) as kpay:
+        answer = await kpay.pay(ORDER)
+    assert answer.http_status == int(status[:3])
+    assert answer.message is not None
+    assert answer.message.retcode == "0"
+
+
+@pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b"", b"[]", b"\xff\xfe\x00"], ids=ascii)
+async def test_unreadable_answer(body: bytes) -> None:
+    """An answer that cannot be read is an answer without a message; its bytes and its type are kept."""
+    async with serving(says(body, "502 Bad", "Content-Type: text/html")) as server, connect(server.endpoint()) as kpay:
+        answer = await kpay.pay(ORDER)
+    assert (answer.http_status, answer.content_type) == (502, "text/html")
+    assert (answer.body, answer.message) == (body, None)
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
+async def test_redirect_is_not_followed(status: str) -> None:
+    """A request for money goes where it was sent, and nowhere else."""
+    async with serving(says(PENDING)) as elsewhere:
+        location = f"Location: http://127.0.0.1:{elsewhere.port}/"
+        async with serving(says(b"", status, location)) as server, connect(server.endpoint()) as kpay:
+            answer = await kpay.pay(ORDER)
+    assert (answer.http_status, answer.message) == (int(status[:3]), None)
+    assert (len(server.requests), elsewhere.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("size", [MAX_BODY - 1, MAX_BODY, MAX_BODY + 1, 5 * MAX_BODY])
+async def test_body_is_cut(size: int) -> None:
+    """Of a body 64 KiB are kept, and what stands there is read."""
+    body = b'{"retcode":0}'.ljust(size)
+    async with serving(says(body)) as server, connect(server.endpoint()) as kpay:
+        answer = await kpay.pay(ORDER)
+        assert answer.body == body[:MAX_BODY]
+        assert answer.message is not None
+        assert (await kpay.checkstatus("R1")).message is not None
+
+
+async def test_endless_body_is_cut() -> None:
+    """A body without end is left after 64 KiB."""
+    async with serving(floods(HEAD + b'\r\n{"retcode":0}')) as server, connect(server.endpoint()) as kpay:
+        assert len((await kpay.pay(ORDER)).body) == MAX_BODY
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names does not get to see K-Pay's credentials."""
+    async with serving(says(PENDING)) as proxy, serving(says(PENDING)) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        async with connect(server.endpoint()) as kpay:
+            await kpay.pay(ORDER)
+    assert (proxy.connections, len(server.requests)) == (0, 1)
