@@ -69,13 +69,16 @@ class Clients:
     async def by_key(self, key: str) -> Client | None:
         """Return the client that `key` belongs to, or None: unknown and revoked look the same."""
         hashed = _hash(key)
-        if hashed not in self._known:
+        try:
+            return self._known[hashed]
+        except KeyError:
             match = or_(clients.c.key_hash == hashed, clients.c.previous_key_hash == hashed)
             query = select(clients).where(match, clients.c.revoked_at.is_(None))
             async with self._database.reading() as connection:
                 row = (await connection.execute(query)).one_or_none()
-            self._known[hashed] = Client(row.name, frozenset(row.scopes)) if row else None
-        return self._known.get(hashed)
+            client = Client(row.name, frozenset(row.scopes)) if row else None
+            self._known[hashed] = client
+            return client
 
     async def add(
         self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-UNAVAILABLE = (SQLAlchemyError, OSError, TimeoutError)
+UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
 """What an unreachable, full, read-only or overtaxed database raises, wherever in the stack it shows."""
 
 STATEMENT_SECONDS = 2.0

@@ -53,7 +53,7 @@ class Inbox:
         self._arrived = asyncio.Event()
 
     async def put(self, postback: Postback) -> Row | None:
-        """Return once the postback is committed, with its payment as it was before, or None where there is none.
+        """Return once the postback is committed, with its payment as it is then, or None where there is none.
 
         Raises `Full`, or the database's error, or `TimeoutError`: then nothing may be acknowledged.
         """
@@ -152,12 +152,16 @@ WITH item AS (
                              ELSE greatest(now(), p.checked_at + interval '1 second') END
     FROM fresh JOIN item AS i ON i.refid = fresh.refid
     WHERE p.refid = fresh.refid
-    RETURNING p.refid, p.last_seq, p.status
+    RETURNING p.*
 ), noted AS (
     INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
     SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
            i.tid, i.momtransactionid, i.payaccount, i.statusid, i.statusdesc
     FROM numbered AS n JOIN item AS i ON i.refid = n.refid
 )
-SELECT i.refid AS for_refid, p.* FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
+-- The updated rows as they are under their locks; a snapshot would miss what another commit has just decided.
+SELECT refid AS for_refid, numbered.* FROM numbered
+UNION ALL
+SELECT i.refid, p.* FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
+WHERE NOT EXISTS (SELECT FROM numbered AS n WHERE n.refid = i.refid)
 """)

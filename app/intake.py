@@ -249,6 +249,8 @@ class _Work:
             return
         woken = self._row.wake_step == 0 and self._row.next_check_at is not None
         served = evidence.asked_at is not None and woken and self._row.next_check_at <= evidence.asked_at
+        if evidence.asked_at is not None:
+            self.values["leased_until"] = None  # the question that the lease was for has been answered
         if woken and not served and self.payment.status is not Status.SUCCEEDED:
             return
         seconds, moved = next_check(self.payment, self._policy.rules, self._row.now, jitter())
@@ -257,7 +259,6 @@ class _Work:
             "next_check_at": None if seconds is None else self._row.now + timedelta(seconds=seconds),
             "check_step": moved.check_step,
             "wake_step": moved.wake_step,
-            "leased_until": None,
         }
 
     async def write(self, connection: AsyncConnection) -> Row:

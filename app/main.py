@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from app import __version__, logs
 from app.api import health, problems
 from app.api import payments as payments_api
-from app.api.asgi import BodyLimit
+from app.api.asgi import Authentication, BodyLimit
 from app.api.context import Context
 from app.api.returl import PATH, returl
 from app.bell import Bell
@@ -129,10 +129,12 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
         version=__version__,
         summary="Payments by K-Pay for a company's own services",
         lifespan=lifespan,
+        redirect_slashes=False,
         openapi_tags=[{"name": "payments"}, {"name": "operation"}],
     )
     problems.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Authentication)
     app.add_middleware(CorrelationIdMiddleware)
     app.include_router(payments_api.router)
     app.include_router(health.router)

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, cast, select, tuple_
@@ -15,6 +15,8 @@ from app.database import Database
 from app.models import Row, events, payments
 
 MOST = 100
+
+_YEARS = range(2000, 9000)
 
 
 class BadCursor(ValueError):  # noqa: N818 - the name says what it is
@@ -98,6 +100,6 @@ def _decoded(cursor: str) -> tuple[datetime, str]:
         at = datetime.fromisoformat(created_at)
     except (ValueError, binascii.Error) as exc:
         raise BadCursor("this cursor was not made here") from exc
-    if at.tzinfo is None or "\0" in refid:
+    if at.utcoffset() != timedelta(0) or at.year not in _YEARS or "\0" in refid:
         raise BadCursor("this cursor was not made here")
     return at, refid

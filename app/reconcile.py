@@ -139,9 +139,9 @@ class Reconciler:
     async def _check_claimed(self, claim: Claim) -> None:
         try:
             await self._check(claim.refid, claim.at)
-        except UNAVAILABLE:
-            # The lease runs out and somebody asks again.
-            log.exception("an answer of K-Pay could not be stored", refid=claim.refid)
+        except Exception:
+            # The lease runs out and somebody asks again. One payment's trouble must not end the checks of all.
+            log.exception("a check failed", refid=claim.refid)
 
     async def _check(self, refid: str, at: datetime) -> Row | None:
         evidence, raw = await self._ask(refid, at)

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: a body has a size and a deadline.
+"""Pure ASGI middleware: who calls is known before a body is read, and a body has a size and a deadline.
 
 uvicorn bounds neither: it takes 20 MB, and lets a slow sender hold a connection for ever. Here a body is read whole
 before anybody sees the request, so that a handler never waits for a client.
@@ -6,12 +6,42 @@ before anybody sees the request, so that a handler never waits for a client.
 
 import asyncio
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import Problem
+from app.api.context import parts_of
+from app.api.problems import Problem, unavailable
+from app.database import UNAVAILABLE
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
+
+
+class Authentication:
+    """Answers 401 to a call under `/v1/` without a valid key, and leaves the client in `request.state.client`.
+
+    Before the body is read: nobody's body is neither waited for nor discussed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            request = Request(scope)
+            kind, _, key = request.headers.get("authorization", "").partition(" ")
+            try:
+                client = await parts_of(request).clients.by_key(key.strip()) if kind.lower() == "bearer" else None
+            except UNAVAILABLE as exc:
+                await (await unavailable(request, exc))(scope, receive, send)
+                return
+            if client is None:
+                problem = Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
+                await problem.response()(scope, receive, send)
+                return
+            request.state.client = client
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

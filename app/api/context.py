@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Annotated, cast
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 
 from app.api.problems import Problem
 from app.bell import Bell
@@ -57,19 +57,15 @@ _bearer = HTTPBearer(auto_error=False, description="The key that `kpayd clients 
 
 
 def caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
-    """Return a dependency that yields the calling client, or answers 401, or 403 where it lacks `scope`."""
+    """Return a dependency that yields the client `Authentication` found, or answers 403 where it lacks `scope`."""
 
-    async def authenticate(
-        parts: Parts, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-    ) -> Client:
-        client = await parts.clients.by_key(given.credentials) if given else None
-        if client is None:
-            raise Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
+    async def authorize(request: Request, _: Annotated[object, Security(_bearer)]) -> Client:
+        client: Client = request.state.client
         if scope not in client.scopes:
             raise Problem(403, "forbidden", f"this key lacks the scope {scope}")
         return client
 
-    return authenticate
+    return authorize
 
 
 Writer = Annotated[Client, Depends(caller(Scope.PAYMENTS_WRITE))]
@@ -82,6 +78,8 @@ def remote_address(request: Request, trusted: list[Network]) -> str:
     forwarded = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
     while forwarded and is_within(address, trusted):
         address = forwarded.pop().strip() or address
+        if address.count(":") == 1:
+            address = address.split(":")[0]  # some proxies write the port, too
     return address
 
 

@@ -16,12 +16,14 @@ from app.models import payments
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """Tell that the process runs and its event loop turns."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "Not ready; the body says why"}})
 async def readyz(parts: Parts) -> JSONResponse:
     """Tell whether traffic should come here: database reachable, schema current, not stopping.
@@ -35,9 +37,8 @@ async def readyz(parts: Parts) -> JSONResponse:
     gateway: dict[str, Any] = {"host": parts.settings.gateway, "status": "down" if breaker.is_open else "ok"}
     if breaker.is_open:
         gateway |= {"reason": breaker.reason, "next_try_in": max(0.0, round(breaker.until - time.monotonic(), 1))}
-    unseen = [{"kind": kind, "what": what, "count": count} for (kind, what), count in parts.unseen.seen.items()][:20]
     body = {"ready": ready, "stopping": stopping, "database": database, "schema": schema, "gateway": gateway}
-    return JSONResponse(body | {"unseen": unseen}, 200 if ready else 503)
+    return JSONResponse(body | {"unseen": parts.unseen.counts}, 200 if ready else 503)
 
 
 @router.get("/metrics", include_in_schema=False)

@@ -1,19 +1,17 @@
 """Payments over REST: start, read, list, check, timeline (CONTRACT section 3)."""
 
+import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from pydantic import AfterValidator, AwareDatetime
 
-from app import msisdn as numbers
 from app import reads
 from app.api.context import Context, Parts, Reader, Writer
 from app.api.problems import Problem, ProblemBody, invalid
-from app.api.schemas import Method, Payment, PaymentPage, PaymentRequest, Timeline
+from app.api.schemas import REFID_PATTERN, Payment, PaymentPage, PaymentQuery, PaymentRequest, Timeline
 from app.clients import Client
-from app.domain import FINAL, Status
+from app.domain import FINAL
 from app.models import Row
 from app.settings import is_loopback
 
@@ -21,42 +19,33 @@ LOOK_EVERY = 0.5
 LONGEST_WAIT = 60
 
 
+_MEANINGS = {
+    401: "No valid key",
+    403: "The key lacks the scope",
+    404: "No such payment of yours",
+    408: "The body did not arrive in time",
+    409: "The refid, the Idempotency-Key or the order is taken; or the payment is another gateway's",
+    413: "The body is over 64 KiB",
+    422: "Some fields are at fault; `errors` names each",
+    503: "The database is out of reach: nothing was recorded, and nothing was sent; try again",
+}
+
+
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {"application/problem+json": {"schema": ProblemBody.model_json_schema()}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
-_MEANINGS = {
-    401: "No valid key",
-    403: "The key lacks the scope",
-    404: "No such payment of yours",
-    409: "The refid, the Idempotency-Key or the order is taken",
-    413: "The body is over 64 KiB",
-    422: "Some fields are at fault; `errors` names each",
-    503: "Nothing could be recorded, and nothing was sent; try again",
-}
+router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 408, 413, 422, 503))
 
-router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 503))
+Refid = Annotated[str, Path(description="The payment's refid")]
 
 
-def _sane(value: datetime) -> datetime:
-    if not 2000 <= value.astimezone(UTC).year <= 9000:  # noqa: PLR2004 - years that PostgreSQL and Python both count
-        raise ValueError("must be a time between the years 2000 and 9000")
-    return value
-
-
-def _shifted(value: datetime) -> datetime:
-    try:
-        return _sane(value)
-    except OverflowError as exc:
-        raise ValueError("must be a time between the years 2000 and 9000") from exc
-
-
-Refid = Annotated[str, Path(description="The payment's refid", max_length=200)]
-Moment = Annotated[AwareDatetime, AfterValidator(_shifted)]
-
-
-@router.post("/payments", status_code=201, responses=_problems(409, 413, 422))
+@router.post(
+    "/payments",
+    status_code=201,
+    responses={200: {"model": Payment, "description": "The same request was made before"}, **_problems(409)},
+)
 async def start(
     body: PaymentRequest,
     parts: Parts,
@@ -81,35 +70,17 @@ async def start(
     return Payment.of(started.payment)
 
 
-@router.get("/payments", responses=_problems(422))
-async def list_payments(
-    parts: Parts,
-    client: Reader,
-    status: Status | None = None,
-    pmethod: Method | None = None,
-    msisdn: Annotated[str | None, Query(max_length=20), AfterValidator(lambda v: v and numbers.normalise(v))] = None,
-    tid: Annotated[str | None, Query(pattern=r"^[!-~]{1,64}$")] = None,
-    needs_review: bool | None = None,  # noqa: FBT001 - a query parameter
-    created_after: Moment | None = None,
-    created_before: Moment | None = None,
-    limit: Annotated[int, Query(ge=1, le=reads.MOST)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
-) -> PaymentPage:
+@router.get("/payments")
+async def list_payments(wanted: Annotated[PaymentQuery, Query()], parts: Parts, client: Reader) -> PaymentPage:
     """List your payments, newest first."""
-    wanted = reads.Filter(
-        status=status,
-        pmethod=pmethod,
-        msisdn=msisdn,
-        tid=tid,
-        needs_review=needs_review,
-        created_after=created_after,
-        created_before=created_before,
+    filters = wanted.model_dump(exclude={"limit", "cursor"})
+    page = await reads.page(
+        parts.database, reads.Filter(**filters), limit=wanted.limit, cursor=wanted.cursor, client=client.name
     )
-    page = await reads.page(parts.database, wanted, limit=limit, cursor=cursor, client=client.name)
     return PaymentPage(items=[Payment.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/payments/{refid}", responses=_problems(404, 422))
+@router.get("/payments/{refid}", responses=_problems(404))
 async def read(
     refid: Refid,
     parts: Parts,
@@ -128,7 +99,10 @@ async def read(
 
 @router.post("/payments/{refid}/check", responses=_problems(404, 409))
 async def check(refid: Refid, parts: Parts, client: Reader) -> Payment:
-    """Ask K-Pay now and answer with the payment after that; `checked_at` tells when K-Pay last answered."""
+    """Ask K-Pay now and answer with the payment after that.
+
+    Where K-Pay cannot be asked, the payment is as it was: `checked_at` tells when K-Pay last answered.
+    """
     row = await _of(parts, client, refid)
     if row.gateway != parts.settings.gateway:
         raise Problem(409, "other_gateway", "this payment belongs to another gateway, which is not asked from here")
@@ -143,7 +117,7 @@ async def timeline(refid: Refid, parts: Parts, client: Reader) -> Timeline:
 
 
 async def _of(parts: Context, client: Client, refid: str) -> Row:
-    row = await reads.one(parts.database, refid, client.name) if "\0" not in refid else None
+    row = await reads.one(parts.database, refid, client.name) if re.fullmatch(REFID_PATTERN, refid) else None
     if row is None:
         raise Problem(404, "not_found", "there is no such payment of yours")
     return row

@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.orders import Conflict
@@ -20,10 +21,12 @@ from app.reads import BadCursor
 
 log = structlog.get_logger()
 
+_MOST_FAULTS = 50
+_NO_JSON = {"field": "body", "detail": "must be JSON that can be read"}
 _WORDS = {
     "missing": "is required",
     "extra_forbidden": "is not a member of this request",
-    "model_attributes_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object, sent with Content-Type: application/json",
     "int_type": "must be a whole number",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be {ge} or more",
@@ -36,13 +39,18 @@ _WORDS = {
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "dict_type": "must be an object",
-    "too_long": "must have {max_length} members or less",
+    "too_long": "must be shorter: {max_length} at most",
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "datetime_parsing": "must be a time, e.g. 2026-01-31T08:00:00Z (in a URL, + is written %2B)",
+    "datetime_from_date_parsing": "must be a time, e.g. 2026-01-31T08:00:00Z (in a URL, + is written %2B)",
     "timezone_aware": "must have a time zone, e.g. 2026-01-31T08:00:00Z",
 }
 """Pydantic's error types in our words, which say what would be right."""
 
 _RETRY_AFTER = {"Retry-After": "1"}
-_CODES = {404: "not_found", 405: "method_not_allowed", 400: "unreadable_body", 413: "too_large", 422: "invalid_request"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class FieldFault(BaseModel):
@@ -111,7 +119,9 @@ def invalid(errors: Sequence[Mapping[str, str]]) -> Problem:
 def _fault(error: Mapping[str, Any]) -> dict[str, str]:
     loc = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
     if error["type"] == "json_invalid":
-        return {"field": "body", "detail": "must be JSON"}
+        return _NO_JSON
+    if loc[-1:] == ["[key]"]:
+        return {"field": loc[0], "detail": "each key must have 1 to 40 characters and no NUL"}
     words = _WORDS.get(error["type"])
     detail = words.format(**error.get("ctx", {})) if words else str(error["msg"]).removeprefix("Value error, ")
     return {"field": ".".join(loc)[:100] or "body", "detail": detail}
@@ -122,11 +132,13 @@ async def _problem(_: Request, exc: Exception) -> JSONResponse:
 
 
 async def _validation(_: Request, exc: Exception) -> JSONResponse:
-    return invalid([_fault(error) for error in cast("RequestValidationError", exc).errors()]).response()
+    return invalid([_fault(error) for error in cast("RequestValidationError", exc).errors()[:_MOST_FAULTS]]).response()
 
 
 async def _http(_: Request, exc: Exception) -> JSONResponse:
     http = cast("HTTPException", exc)
+    if http.status_code == HTTPStatus.BAD_REQUEST:
+        return invalid([_NO_JSON]).response()  # FastAPI's word for a body that Python's parser gave up on
     code = _CODES.get(http.status_code, "error")
     return Problem(http.status_code, code, str(http.detail), headers=http.headers).response()
 
@@ -140,7 +152,8 @@ async def _cursor(_: Request, exc: Exception) -> JSONResponse:
     return invalid([{"field": "cursor", "detail": str(exc)}]).response()
 
 
-async def _unavailable(_: Request, exc: Exception) -> JSONResponse:
+async def unavailable(_: Request, exc: Exception) -> JSONResponse:
+    """Answer 503: the database is out of reach."""
     log.error("the database is out of reach", error=type(exc).__name__, exc_info=exc)
     detail = "the database is out of reach: nothing was recorded; try again"
     return Problem(503, "unavailable", detail, headers=_RETRY_AFTER).response()
@@ -161,9 +174,11 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     DataError: _mistake,
     IntegrityError: _mistake,
     ProgrammingError: _mistake,
-    SQLAlchemyError: _unavailable,
-    TimeoutError: _unavailable,
-    OSError: _unavailable,
+    SQLAlchemyError: _mistake,
+    DBAPIError: unavailable,
+    PoolTimeoutError: unavailable,
+    TimeoutError: unavailable,
+    OSError: unavailable,
     Exception: _mistake,
 }
 

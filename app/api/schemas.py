@@ -1,12 +1,14 @@
 """The REST API's words: what a caller sends and what it gets, in K-Pay's field names."""
 
 import re
-from datetime import datetime
+import unicodedata
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +22,7 @@ from app.domain import RETRYABLE, FailureCode, Review, Source, Status
 from app.kpay import codes
 from app.models import Row, mapping
 from app.orders import NewPayment
+from app.reads import MOST
 from app.settings import is_loopback
 
 REFID_PATTERN = r"^[A-Za-z0-9_-]{1,40}$"
@@ -29,8 +32,13 @@ MAX_METADATA = 50
 Method = Literal["momo", "cc", "bank", "spenn", "smartcash"]
 
 
+# No-break spaces, soft hyphens and joined emoji are what offices and phones write; what turns a line round is not.
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def _printable(value: str) -> str:
-    if not value.isprintable():
+    if any(unicodedata.category(char) in _UNPRINTABLE or char in _BIDI for char in value):
         raise ValueError("must not hold control characters or line breaks")
     return value
 
@@ -47,14 +55,18 @@ def _email(value: str) -> str:
     return value
 
 
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?|[0-9a-f:.]{2,45}")
+_NOT_IN_A_URL = frozenset(' "<>\\^`{|}')
+
+
 def _web_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         good = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-        good = good and bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+        good = good and bool(_HOST.fullmatch(parts.hostname or "")) and parts.username is None and parts.port != 0
     except ValueError:
         good = False
-    if not good or not value.isascii() or " " in value or "\\" in value:
+    if not good or not value.isascii() or set(value) & _NOT_IN_A_URL:
         raise ValueError("must be an https URL")
     return value
 
@@ -122,7 +134,7 @@ class PaymentRequest(BaseModel):
             found.append({"field": "currency", "detail": "USD is not enabled here: must be RWF"})
         for name in ("redirecturl", "logourl"):
             url = getattr(self, name)
-            if url is not None and url.startswith("http:") and not allow_loopback:
+            if url is not None and urlsplit(url).scheme == "http" and not allow_loopback:
                 found.append({"field": name, "detail": "must be an https URL"})
         return found
 
@@ -185,6 +197,35 @@ class Payment(BaseModel):
         )
         known = {name: columns[name] for name in cls.model_fields if name in columns}
         return cls(**known, failure=failure, needs_review=bool(row.review_reasons))
+
+
+def _sane(value: datetime) -> datetime:
+    try:
+        year = value.astimezone(UTC).year
+    except OverflowError:
+        year = 0
+    if not 2000 <= year < 9000:  # noqa: PLR2004 - years that PostgreSQL and Python both count
+        raise ValueError("must be a time between the years 2000 and 9000")
+    return value
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_sane)]
+
+
+class PaymentQuery(BaseModel):
+    """Which payments are wanted."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    status: Status | None = None
+    pmethod: Method | None = None
+    msisdn: Msisdn | None = None
+    tid: str | None = Field(default=None, pattern=r"^[!-~]{1,64}$", description="K-Pay's own reference")
+    needs_review: bool | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    limit: int = Field(default=50, ge=1, le=MOST)
+    cursor: str | None = Field(default=None, max_length=200, description="`next_cursor` of the page before")
 
 
 class PaymentPage(BaseModel):

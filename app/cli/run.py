@@ -30,7 +30,7 @@ def serve(
     """Run the service: web and worker in one process group."""
     import uvicorn
 
-    from app import logs, main, metrics
+    from app import logs, main, metrics, server
 
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
@@ -43,18 +43,7 @@ def serve(
         os.environ.setdefault(metrics.MULTIPROCESS_DIR, tempfile.mkdtemp(prefix="kpayd-metrics-"))
     uvicorn.run(
         "app.main:web_alone" if no_worker else "app.main:from_environment",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        loop="uvloop",
-        http="httptools",
-        lifespan="on",
-        access_log=False,  # it prints whole URLs, and with them the listener's macs
-        log_config=None,
-        proxy_headers=False,  # who is trusted is KPAYD_TRUSTED_PROXIES' to say
-        server_header=False,
-        timeout_graceful_shutdown=main.DRAIN_SECONDS,
+        **server.options(host=host, port=port, workers=workers, timeout_graceful_shutdown=main.DRAIN_SECONDS),
     )
 
 

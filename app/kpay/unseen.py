@@ -14,20 +14,20 @@ _CONTENT_TYPES = ("", "application/json", "text/json", "text/plain", "text/html"
 
 
 class Unseen:
-    """What was new to this process, for operators to look at. Kept short: whoever floods us fills no memory."""
+    """What was new to this process. The log has each thing once; `counts`, on open pages, has the kinds only."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[str, str], int] = {}
+        self.counts: dict[str, int] = {}
+        self._seen: set[tuple[str, str]] = set()
 
     def note(self, kind: str, what: str) -> None:
         """Count one thing never seen; log it the first time."""
         metrics.GATEWAY_UNSEEN.labels(kind).inc()
+        self.counts[kind] = self.counts.get(kind, 0) + 1
         key = (kind, what[:60])
-        if key not in self.seen and len(self.seen) < MOST_REMEMBERED:
+        if key not in self._seen and len(self._seen) < MOST_REMEMBERED:
             log.warning("K-Pay said something never seen", kind=kind, what=key[1])
-            self.seen[key] = 0
-        if key in self.seen:
-            self.seen[key] += 1
+            self._seen.add(key)
 
     def look(self, message: Message | None, content_type: str) -> None:
         """Note what is new in a message and about the way it came."""

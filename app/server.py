@@ -1,0 +1,77 @@
+"""The server's protocol: uvicorn's on httptools, with the head of a request bounded and no upgrades.
+
+uvicorn waits for ever for a head, takes one of any size, and loses the body of a request that offers an upgrade, which
+Java's HttpClient does on every plain-HTTP call (`Upgrade: h2c`). A real postback would arrive empty.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD = 64 * 1024
+HEAD_SECONDS = 10.0
+
+_END = b"\r\n\r\n"
+# Renamed in place: without it the parser sees an ordinary request, which is what it is to us.
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. A head over 64 KiB is answered 400, one that is not there within ten seconds cut off."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own signature
+        """Begin, and give the first head its time."""
+        super().connection_made(transport)
+        self._head = bytearray()
+        self._cut_off: asyncio.TimerHandle | None = None
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand a head on when it is whole, and what follows it at once."""
+        if self.cycle is not None and self.cycle.more_body:  # type: ignore[redundant-expr] # None until a first request
+            super().data_received(data)
+            return
+        self._head += data
+        end = self._head.find(_END)
+        if end < 0 and len(self._head) <= MAX_HEAD:
+            self._await_head()
+            return
+        self._stop_waiting()
+        received = bytes(self._head)
+        self._head.clear()
+        if end < 0 or end > MAX_HEAD:
+            self.send_400_response("The request's head is too large.")
+            return
+        super().data_received(_UPGRADE.sub(b"\r\nx-upgrade:", received[:end]) + received[end:])
+
+    def _await_head(self) -> None:
+        if self._cut_off is None:
+            self._cut_off = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._cut_off is not None:
+            self._cut_off.cancel()
+            self._cut_off = None
+
+
+def options(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - uvicorn's own
+    """Return how uvicorn is to run this service."""
+    return {
+        "factory": True,
+        "loop": "uvloop",
+        "http": Protocol,
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,  # it prints whole URLs, and with them the listener's macs
+        "log_config": None,
+        "proxy_headers": False,  # who is trusted is KPAYD_TRUSTED_PROXIES' to say
+        "server_header": False,
+        **more,
+    }
