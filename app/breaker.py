@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from app import metrics
 from app.jitter import jitter
 
 FAILURES = 5
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
+
+_REFUSALS = frozenset({401, 403})
+_ILL = 500
 
 
 @dataclass(slots=True)
@@ -40,6 +44,20 @@ class Breaker:
     def succeeded(self) -> None:
         """Note an answer: K-Pay is there and talks to us."""
         self.failures, self.pause, self.reason, self.probing = 0, 0.0, "", False
+        metrics.BREAKER_OPEN.set(0)
+
+    def judge(self, now: float, http_status: int, reason: str, *, refuses_us: bool) -> None:
+        """Note an answer that did not answer: it refuses us, K-Pay is ill (5xx), or one question was the trouble."""
+        if refuses_us or http_status in _REFUSALS:
+            self.failed(now, reason, at_once=True)
+        elif http_status >= _ILL:
+            self.failed(now, reason)
+        else:
+            self.undecided()
+
+    def undecided(self) -> None:
+        """Note an answer that tells nothing of K-Pay's health: one question that it could not make sense of."""
+        self.probing = False
 
     def failed(self, now: float, reason: str, *, at_once: bool = False) -> None:
         """Note a call without a usable answer; `at_once` opens the breaker without waiting for more of them."""
@@ -51,3 +69,4 @@ class Breaker:
             self.pause = min(self.pause * 2, LONGEST_PAUSE) if self.is_open else FIRST_PAUSE
             self.until = now + self.pause * jitter()
             self.reason = reason
+            metrics.BREAKER_OPEN.set(1)

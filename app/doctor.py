@@ -10,6 +10,7 @@ from app.database import UNAVAILABLE, Database, open_database
 from app.kpay import client as kpay
 from app.kpay import codes
 from app.kpay.errors import GatewayError
+from app.macs import NO_SUCH_RETURL
 from app.schema import Schema
 from app.settings import Settings, SettingsError, load
 
@@ -97,8 +98,8 @@ async def _public_url(settings: Settings) -> Finding:
             f"{settings.public_url} cannot be reached from here ({type(exc).__name__}): K-Pay's postbacks would be lost"
         )
         return Finding("public url", ok=False, detail=f"{why}; is the service running, and KPAYD_PUBLIC_URL right?")
-    ours = answer.headers.get("content-type", "").startswith("application/problem+json")
-    if ours and answer.status_code in (403, 404):
+    forbidden = answer.status_code == httpx2.codes.FORBIDDEN and settings.postback_allowed_ips
+    if NO_SUCH_RETURL in answer.text or (forbidden and "urn:kpayd:forbidden" in answer.text):
         return Finding("public url", ok=True, detail=f"{settings.public_url} reaches the listener")
     detail = f"{settings.public_url} answers HTTP {answer.status_code}, but not as this service; check KPAYD_PUBLIC_URL"
     return Finding("public url", ok=False, detail=detail)

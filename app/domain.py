@@ -128,6 +128,7 @@ class Review(StrEnum):
     MOMTRANSACTIONID_SHARED = "momtransactionid_shared"
     DUPLICATE_REFID = "duplicate_refid"
     """K-Pay called our first request a repetition: the payment it knows under this refid may be another's."""
+    ORDER_PAID_TWICE = "order_paid_twice"
     FORGOTTEN = "forgotten"
     """K-Pay accepted the payment and later said that it does not know it."""
 
@@ -150,6 +151,8 @@ class Evidence:
     statusid: str | None = None
     statusdesc: str | None = None
     retcode: str | None = None
+    note: str | None = None
+    """What we noticed ourselves where K-Pay said nothing."""
     checkout_url: str | None = None
     failure: Failure | None = None
     duplicate: bool = False
@@ -161,7 +164,6 @@ class Snapshot:
     """What `transition` needs to know of a payment, read under its row lock."""
 
     status: Status
-    created_at: datetime
     doubt_from: datetime
     """From when on a 611 may be counted: the end of the payment request, or its latest possible end."""
     expires_at: datetime
@@ -254,7 +256,7 @@ def _status(  # noqa: C901, PLR0911 - one arm a rule
         case Says.NOT_FOUND if now is Status.CREATED and _past_grace(payment, evidence, rules):
             detail = evidence.statusdesc or "K-Pay does not know this refid"
             return Status.FAILED, Failure(FailureCode.NOT_RECEIVED, detail, payment.retcode or evidence.statusid), True
-        case Says.NOT_FOUND if now is Status.FAILED:
+        case Says.NOT_FOUND if now is Status.FAILED and payment.wake_step is None:
             return Status.FAILED, payment.failure, False
         case Says.TIME_UP if now in OPEN:
             return Status.EXPIRED, None, False
@@ -318,9 +320,12 @@ def next_check(payment: Snapshot, rules: Rules, now: datetime, jitter: float) ->
     rested = replace(payment, wake_step=None)
     if payment.status is Status.EXPIRED:
         return EXPIRED_CHECK * jitter, rested
-    if payment.status is Status.FAILED:
-        return (rules.unknown_grace * jitter if payment.recheck else None), rested
     seconds = rules.check_schedule[min(payment.check_step, len(rules.check_schedule) - 1)] * jitter
+    if payment.status is Status.FAILED:
+        if not payment.recheck:
+            return None, rested
+        # `wake_step` stays: as long as a postback disagrees, "not found" does not end the looking.
+        return max(seconds, rules.unknown_grace * jitter), replace(payment, check_step=payment.check_step + 1)
     if payment.status is Status.CREATED and now < grace_end(payment, rules):
         # The first 611 that can be believed is asked for as soon as it can be.
         seconds = min(seconds, (grace_end(payment, rules) - now).total_seconds())
@@ -330,6 +335,13 @@ def next_check(payment: Snapshot, rules: Rules, now: datetime, jitter: float) ->
 def _not_past_expiry(payment: Snapshot, seconds: float, now: datetime) -> float:
     left = (payment.expires_at - now).total_seconds()
     return min(seconds, left) if payment.status in OPEN and left > 0 else seconds
+
+
+def is_wake_unserved(payment: Snapshot, next_check_at: datetime | None, asked_at: datetime | None) -> bool:
+    """Whether a postback has asked for a check (`wake_step` 0) and no question has been put since."""
+    if payment.wake_step != 0 or next_check_at is None:
+        return False
+    return asked_at is None or next_check_at > asked_at
 
 
 def agrees_with(says: Says) -> Status | None:

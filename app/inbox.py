@@ -146,18 +146,21 @@ WITH item AS (
     RETURNING refid
 ), numbered AS (
     UPDATE payments AS p SET
-        last_seq = p.last_seq + 1,
+        last_seq = p.last_seq + CASE WHEN fresh.refid IS NULL THEN 0 ELSE 1 END,
         wake_step = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.wake_step ELSE 0 END,
         next_check_at = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.next_check_at
-                             ELSE greatest(now(), p.checked_at + interval '1 second') END
-    FROM fresh JOIN item AS i ON i.refid = fresh.refid
-    WHERE p.refid = fresh.refid
+                             ELSE greatest(now(), p.checked_at + interval '1 second') END,
+        recheck = p.recheck OR (p.status = 'failed' AND i.agrees <> 'failed')
+    FROM item AS i LEFT JOIN fresh ON fresh.refid = i.refid
+    -- A repetition has no effect, unless it says "paid" of a failed payment that nobody looks at any more.
+    WHERE p.refid = i.refid AND (
+        fresh.refid IS NOT NULL OR (p.status = 'failed' AND i.agrees = 'succeeded' AND p.next_check_at IS NULL))
     RETURNING p.*
 ), noted AS (
     INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
     SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
            i.tid, i.momtransactionid, i.payaccount, i.statusid, i.statusdesc
-    FROM numbered AS n JOIN item AS i ON i.refid = n.refid
+    FROM fresh JOIN numbered AS n ON n.refid = fresh.refid JOIN item AS i ON i.refid = n.refid
 )
 -- The updated rows as they are under their locks; a snapshot would miss what another commit has just decided.
 SELECT refid AS for_refid, numbered.* FROM numbered

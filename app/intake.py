@@ -30,6 +30,7 @@ from app.domain import (
     Snapshot,
     Source,
     Status,
+    is_wake_unserved,
     next_check,
     transition,
 )
@@ -69,7 +70,6 @@ def snapshot(row: Row) -> Snapshot:
         failure = Failure(FailureCode(row.failure_code), row.failure_detail, row.failure_retcode)
     return Snapshot(
         status=Status(row.status),
-        created_at=row.created_at,
         doubt_from=row.doubt_from,
         expires_at=row.expires_at,
         final_at=row.final_at,
@@ -85,7 +85,7 @@ def snapshot(row: Row) -> Snapshot:
 
 
 class Intake:
-    """The one way into `payments`. `bell` is rung after each commit."""
+    """The one writer of what is known of a payment. `bell` is rung after a commit that put something on a timeline."""
 
     def __init__(self, database: Database, policy: Policy, bell: Bell) -> None:
         self._database = database
@@ -173,6 +173,8 @@ class _Work:
             self.shares_with = await _others_with(connection, decision.momtransactionid, self._row.refid)
             reviews |= {Review.MOMTRANSACTIONID_SHARED} if self.shares_with else set()
         changed = decision.status != self.payment.status
+        if changed and decision.status is Status.SUCCEEDED and await _order_is_paid(connection, self._row):
+            reviews |= {Review.ORDER_PAID_TWICE}
         if changed:
             final_at = self._row.now if decision.status in FINAL else None
             self.values |= {"status": decision.status, "final_at": final_at}
@@ -247,11 +249,10 @@ class _Work:
         """Set when K-Pay is asked next, unless a postback has asked for a check that nobody has made yet."""
         if evidence.hint:
             return
-        woken = self._row.wake_step == 0 and self._row.next_check_at is not None
-        served = evidence.asked_at is not None and woken and self._row.next_check_at <= evidence.asked_at
         if evidence.asked_at is not None:
             self.values["leased_until"] = None  # the question that the lease was for has been answered
-        if woken and not served and self.payment.status is not Status.SUCCEEDED:
+        unserved = is_wake_unserved(self.payment, self._row.next_check_at, evidence.asked_at)
+        if unserved and self.payment.status is not Status.SUCCEEDED:
             return
         seconds, moved = next_check(self.payment, self._policy.rules, self._row.now, jitter())
         self.payment = moved
@@ -283,12 +284,21 @@ class _Work:
                 "type": type_,
                 "source": evidence.source,
                 "status": status,
-                "detail": detail,
+                "detail": detail or evidence.note,
             }
         )
 
     def _set(self, **changes: Any) -> None:  # noqa: ANN401 - Snapshot's own fields
         self.payment = replace(self.payment, **changes)
+
+
+async def _order_is_paid(connection: AsyncConnection, row: Row) -> bool:
+    """Whether another payment of the same client's order has succeeded."""
+    if row.orderid is None:
+        return False
+    same = (payments.c.client == row.client) & (payments.c.orderid == row.orderid) & (payments.c.refid != row.refid)
+    query = select(payments.c.refid).where(same, payments.c.status == Status.SUCCEEDED).limit(1)
+    return (await connection.execute(query)).one_or_none() is not None
 
 
 async def _others_with(connection: AsyncConnection, momtransactionid: str, refid: str) -> Sequence[str]:

@@ -10,6 +10,8 @@ import hmac
 from collections.abc import Sequence
 
 RETURL = "returl"
+NO_SUCH_RETURL = "no_such_returl"
+"""The code of the answer to a wrong mac: what a doctor knows the listener by."""
 
 _BYTES = 20  # 160 bits, 27 URL-safe characters; the contract asks for 128 bits or more
 

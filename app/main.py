@@ -17,6 +17,7 @@ from app.api.asgi import Authentication, BodyLimit
 from app.api.context import Context
 from app.api.returl import PATH, returl
 from app.bell import Bell
+from app.breaker import Breaker
 from app.clients import Clients
 from app.database import Database, open_database
 from app.domain import Rules
@@ -60,13 +61,13 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
             settings.gateway_key.get_secret_value(),
             settings.gateway_timeout,
         )
-        gateway = await stack.enter_async_context(kpay.connect(endpoint))
+        gateway = await stack.enter_async_context(kpay.connect(endpoint, checks=settings.check_concurrency))
         yield _assemble(settings, pool, gateway)
 
 
 def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> Context:
     api, postbacks, worker = pool
-    bell, unseen = Bell(), Unseen()
+    bell, unseen, breaker = Bell(), Unseen(), Breaker()
     macs = Macs([key.get_secret_value() for key in settings.secret_keys])
     rules = Rules(settings.unknown_grace, tuple(settings.check_schedule), tuple(settings.postback_rechecks))
     hosts = {settings.gateway, *settings.checkout_hosts, *(LOOPBACK if is_loopback(settings.gateway) else ())}
@@ -87,6 +88,7 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
             terms=terms,
             public_url=settings.public_url,
             unseen=unseen,
+            breaker=breaker,
         ),
         intake=intake,
         inbox=Inbox(postbacks, bell),
@@ -99,6 +101,7 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
             gateway=settings.gateway,
             gateway_timeout=settings.gateway_timeout,
             concurrency=settings.check_concurrency,
+            breaker=breaker,
         ),
         macs=macs,
         bell=bell,

@@ -78,7 +78,7 @@ payments = Table(
     _text("statusid", null=True),
     _text("statusdesc", null=True),
     _text("retcode", null=True),
-    # What was made of it; `app.payments` is the one writer of `status`.
+    # What was made of it; `app.intake` is the one writer of `status`.
     _text("status"),
     _text("failure_code", null=True),
     _text("failure_detail", null=True),
@@ -106,6 +106,7 @@ payments = Table(
     Index("payments_status_idx", "status", *_NEWEST_FIRST),
     Index("payments_msisdn_idx", "msisdn", *_NEWEST_FIRST),
     Index("payments_review_idx", *_NEWEST_FIRST, postgresql_where=text("review_reasons <> '{}'")),
+    Index("payments_order_idx", "client", "orderid", postgresql_where=text("orderid IS NOT NULL")),
     Index("payments_tid_idx", "tid", postgresql_where=text("tid IS NOT NULL")),
     Index("payments_momtransactionid_idx", "momtransactionid", postgresql_where=text("momtransactionid IS NOT NULL")),
     postgresql_with={"fillfactor": "80"},

@@ -155,13 +155,18 @@ async def _claim(connection: AsyncConnection, client: str, kind: str, value: str
 
 
 async def _claim_order(connection: AsyncConnection, client: str, orderid: str, refid: str) -> None:
+    """Make `refid` the order's payment, unless another one is open or paid; whoever comes at once waits in line."""
     holder = await _claim(connection, client, ORDER, orderid, refid)
     if holder == refid:
         return
-    status = (await connection.execute(select(payments.c.status).where(payments.c.refid == holder))).scalar_one()
-    if status == Status.SUCCEEDED:
-        raise Conflict("order_paid", "this order has been paid", holder)
-    if status in OPEN:
-        raise Conflict("order_open", "this order has a payment under way", holder)
-    mine = (claims.c.client == client) & (claims.c.kind == ORDER) & (claims.c.value == orderid)
-    await connection.execute(update(claims).where(mine).values(refid=refid))
+    mine = (payments.c.client == client) & (payments.c.orderid == orderid) & (payments.c.refid != refid)
+    taken = payments.c.status.in_((Status.SUCCEEDED, *sorted(OPEN)))
+    paid_first = (payments.c.status == Status.SUCCEEDED).desc()
+    query = select(payments.c.refid, payments.c.status).where(mine, taken).order_by(paid_first).limit(1)
+    other = (await connection.execute(query)).one_or_none()
+    if other is not None and other.status == Status.SUCCEEDED:
+        raise Conflict("order_paid", "this order has been paid", other.refid)
+    if other is not None:
+        raise Conflict("order_open", "this order has a payment under way", other.refid)
+    claim = (claims.c.client == client) & (claims.c.kind == ORDER) & (claims.c.value == orderid)
+    await connection.execute(update(claims).where(claim).values(refid=refid))

@@ -1,16 +1,18 @@
 """Starting a payment: commit the row, call K-Pay once, commit what it said. No transaction spans the call."""
 
+import time
 from dataclasses import dataclass
 
 import stamina
 import structlog
 
 from app import metrics
+from app.breaker import Breaker
 from app.database import UNAVAILABLE, Database
 from app.domain import Evidence, Source, Status
 from app.intake import Intake
 from app.kpay import meaning, request
-from app.kpay.client import InDoubt, KPay, NotSent
+from app.kpay.client import GatewayError, KPay, NotSent
 from app.kpay.unseen import Unseen
 from app.macs import RETURL, Macs
 from app.models import Row, mapping
@@ -42,6 +44,7 @@ class Payments:
         terms: Terms,
         public_url: str,
         unseen: Unseen,
+        breaker: Breaker,
     ) -> None:
         self._database = database
         self._intake = intake
@@ -51,6 +54,7 @@ class Payments:
         self._terms = terms
         self._public_url = public_url
         self._unseen = unseen
+        self._breaker = breaker
 
     async def start(self, order: NewPayment, client: str, idempotency_key: str | None) -> Started:
         """Record a payment, ask K-Pay for the money once, and return the payment with what K-Pay said.
@@ -78,9 +82,16 @@ class Payments:
         returl = f"{self._public_url}/kpay/returl/{row.refid}/{self._macs.make(RETURL, row.refid)}"
         try:
             answer = await self._kpay.pay(request.pay(mapping(row), self._merchant, returl))
-        except NotSent as exc:
-            return meaning.not_sent(str(exc)), Raw.observation(Source.GATEWAY_REPLY, str(exc))
-        except InDoubt as exc:
-            return meaning.in_doubt(str(exc)), Raw.observation(Source.GATEWAY_REPLY, str(exc))
+        except GatewayError as exc:
+            self._breaker.failed(time.monotonic(), str(exc))
+            evidence = meaning.not_sent(str(exc)) if isinstance(exc, NotSent) else meaning.in_doubt(str(exc))
+            return evidence, Raw.observation(Source.GATEWAY_REPLY, str(exc))
         self._unseen.look(answer.message, answer.content_type)
-        return meaning.of_pay_reply(answer.message, row.refid), Raw.answer(Source.GATEWAY_REPLY, answer)
+        evidence = meaning.of_pay_reply(answer.message, row.refid, answer.http_status)
+        if answer.message is not None and not meaning.refuses_us(evidence):
+            self._breaker.succeeded()
+        else:
+            why = f"K-Pay answers {evidence.retcode or answer.http_status}"
+            refuses_us = meaning.refuses_us(evidence)
+            self._breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=refuses_us)
+        return evidence, Raw.answer(Source.GATEWAY_REPLY, answer)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import Interval, Text, and_, any_, cast, func, or_, select, update
+from sqlalchemy import Interval, Text, and_, any_, cast, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from app import metrics
 from app.bell import Bell
 from app.breaker import Breaker
 from app.database import UNAVAILABLE, Database
@@ -34,7 +33,6 @@ LOOK_EVERY = 0.5
 
 _LEASE_MARGIN = 10.0
 _EXPIRE_AT_ONCE = 100
-_HTTP_REFUSALS = frozenset({401, 403})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class Reconciler:
         gateway: str,
         gateway_timeout: float,
         concurrency: int,
+        breaker: Breaker,
     ) -> None:
         self._database = database
         self._intake = intake
@@ -68,7 +67,7 @@ class Reconciler:
         self._gateway = gateway
         self._lease_time = timedelta(seconds=gateway_timeout + _LEASE_MARGIN)
         self._concurrency = concurrency
-        self.breaker = Breaker()
+        self.breaker = breaker
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Check whatever is due, `concurrency` at once, until `stopping`; then finish what is under way."""
@@ -95,8 +94,7 @@ class Reconciler:
         """Lease up to `most` due payments, fewer while the breaker is open: then time alone goes on for the others."""
         room = self.breaker.room(time.monotonic(), most)
         try:
-            if room < most:
-                await self._let_expire()
+            await self._let_expire(own=room < most)
             claims = await self._lease(room) if room else []
         except UNAVAILABLE as exc:
             log.error("due payments could not be claimed", error=type(exc).__name__)  # noqa: TRY400 - every second
@@ -123,12 +121,12 @@ class Reconciler:
             )
             return [Claim(refid, now) for refid, now in await connection.execute(statement)]
 
-    async def _let_expire(self) -> None:
-        """Let the time of open payments run out although K-Pay cannot be asked."""
+    async def _let_expire(self, *, own: bool) -> None:
+        """Let the time of open payments run out that nobody asks about: another gateway's, and ours where `own`."""
         query = select(payments.c.refid).where(
             payments.c.next_check_at <= func.now(),
             payments.c.expires_at <= func.now(),
-            payments.c.gateway == self._gateway,
+            or_(payments.c.gateway != self._gateway, literal(own)),
             payments.c.status.in_(OPEN),
         )
         async with self._database.reading() as connection:
@@ -145,7 +143,6 @@ class Reconciler:
 
     async def _check(self, refid: str, at: datetime) -> Row | None:
         evidence, raw = await self._ask(refid, at)
-        metrics.BREAKER_OPEN.set(self.breaker.is_open)
         return await self._intake.take_in(refid, evidence, raw)
 
     async def _ask(self, refid: str, at: datetime) -> tuple[Evidence, Raw]:
@@ -157,10 +154,10 @@ class Reconciler:
         self._unseen.look(answer.message, answer.content_type)
         evidence = meaning.of_checkstatus(answer.message, refid, at)
         if evidence.says is Says.QUESTION_REFUSED:
-            refused = meaning.refuses_us(evidence) or answer.http_status in _HTTP_REFUSALS
-            why = f"K-Pay refuses the question: {evidence.retcode or evidence.statusid or answer.http_status}"
-            self.breaker.failed(time.monotonic(), why, at_once=refused)
+            code = evidence.retcode or evidence.statusid
+            why = f"K-Pay answers {code}" if code else f"K-Pay answers HTTP {answer.http_status}, which cannot be read"
             log.error("K-Pay refuses the question", refid=refid, http_status=answer.http_status, reason=why)
+            self.breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=meaning.refuses_us(evidence))
         else:
             self.breaker.succeeded()
         if evidence.says is Says.NOTHING:

@@ -7,7 +7,7 @@ import os
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -19,6 +19,17 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEMO_KEY = "demo-only"
 """How the key in docker-compose.yml begins, which everybody knows."""
 
+_DATABASE_OPTIONS = (
+    "host",
+    "port",
+    "sslmode",
+    "ssl",
+    "connect_timeout",
+    "application_name",
+    "target_session_attrs",
+    "prepared_statement_cache_size",
+)
+_NO_DATABASE_URL = "must look like postgresql://user:password@host:5432/name"
 _NO_WEB_URL = "must be an https URL without query or fragment"
 
 T = TypeVar("T", bound="DatabaseSettings")
@@ -53,11 +64,11 @@ def _networks(value: object) -> object:
 def _web_url(value: str) -> str:
     try:
         url = urlsplit(value)
-        port_is_one = url.port != 0
+        port_usable = url.port != 0
     except ValueError:
         # Without its words, which repeat the value and with it a password.
         raise ValueError(_NO_WEB_URL) from None
-    if url.scheme not in ("http", "https") or not url.hostname or not port_is_one or url.query or url.fragment:
+    if url.scheme not in ("http", "https") or not url.hostname or not port_usable or url.query or url.fragment:
         raise ValueError(_NO_WEB_URL)
     if url.scheme == "http" and not is_loopback(url.hostname):
         raise ValueError("must be https; http is accepted for loopback hosts only")
@@ -73,8 +84,16 @@ def _no_trailing_slash(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if not value.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
-        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    try:
+        url = urlsplit(value)
+        port_usable = url.port != 0
+    except ValueError:
+        # Without its words, which repeat the value and with it a password.
+        raise ValueError(_NO_DATABASE_URL) from None
+    if url.scheme not in ("postgresql", "postgres", "postgresql+asyncpg") or not port_usable:
+        raise ValueError(_NO_DATABASE_URL)
+    if any(option not in _DATABASE_OPTIONS for option, _ in parse_qsl(url.query)):
+        raise ValueError(f"its options can be {', '.join(_DATABASE_OPTIONS)}")
     return value
 
 

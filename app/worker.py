@@ -32,8 +32,17 @@ async def background(*tasks: Coroutine[Any, Any, None]) -> AsyncIterator[list[as
                 await task
 
 
+_deaths: list[BaseException] = []
+
+
+def has_died() -> bool:
+    """Whether a background task of this process died: then it must not end as if all were well."""
+    return bool(_deaths)
+
+
 def _died(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (exc := task.exception()) is not None:
+        _deaths.append(exc)
         log.critical("a background task died; stopping", exc_info=exc)
         os.kill(os.getpid(), signal.SIGTERM)
 

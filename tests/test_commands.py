@@ -166,15 +166,17 @@ def test_the_doctor_finds_all_well(service: Service) -> None:
         ({"GATEWAY_PASSWORD": "wrong"}, "gateway", "KPAYD_GATEWAY_PASSWORD"),
         ({"GATEWAY_URL": "http://127.0.0.1:9/"}, "gateway", "KPAYD_GATEWAY_URL"),
         ({"PUBLIC_URL": "http://127.0.0.1:9"}, "public url", "KPAYD_PUBLIC_URL"),
+        ({"PUBLIC_URL": "/wrong-prefix"}, "public url", "KPAYD_PUBLIC_URL"),
         ({"DATABASE_URL": "postgresql://127.0.0.1:9/kpayd"}, "database", "KPAYD_DATABASE_URL"),
         ({"SECRET_KEYS": "short"}, "settings", "KPAYD_SECRET_KEYS"),
     ],
-    ids=["password", "gateway", "public url", "database", "settings"],
+    ids=["password", "gateway", "public url", "prefix", "database", "settings"],
 )
 def test_the_doctor_says_what_is_wrong_and_what_to_do(
     service: Service, wrong: dict[str, str], what: str, words: str
 ) -> None:
     """Each thing that is wrong is found, with the setting to look at; exit code 1."""
+    wrong = {name: value.replace("/wrong", f"{service.url}/wrong") for name, value in wrong.items()}
     env = dict(service.env) | {f"KPAYD_{name}": value for name, value in wrong.items()}
     done = run_command(env, "doctor", "--json")
     assert done.returncode == 1

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from app.bell import Bell
+from app.breaker import Breaker
 from app.database import Database, open_database
 from app.domain import Evidence, Failure, FailureCode, Rules, Says, Source
 from app.inbox import Inbox, Postback
@@ -114,6 +115,7 @@ def test_a_due_payment_is_leased_once(url: str) -> None:
                     gateway="pay.example.rw",
                     gateway_timeout=30,
                     concurrency=50,
+                    breaker=Breaker(),
                 )
                 for pool in pools
             ]

@@ -17,7 +17,7 @@ from app.inbox import Full, Postback
 from app.intake import snapshot
 from app.kpay import meaning
 from app.kpay.wire import Message, read
-from app.macs import RETURL
+from app.macs import NO_SUCH_RETURL, RETURL
 from app.models import Row
 from app.raw import Raw
 
@@ -45,7 +45,7 @@ async def _answer(request: Request, parts: Context) -> tuple[Response, str]:
     refid, mac = request.path_params["refid"], request.path_params["mac"]
     if not parts.macs.verify(RETURL, refid, mac):
         log.warning("postback with a wrong mac", remote=remote[:60])
-        return Problem(404, "not_found", "there is nothing here").response(), "wrong_mac"
+        return Problem(404, NO_SUCH_RETURL, "there is nothing here").response(), "wrong_mac"
 
     content_type = request.headers.get("content-type", "")
     raw = Raw(Source.POSTBACK, await request.body(), content_type[:_LONGEST_CONTENT_TYPE], remote=remote[:60])

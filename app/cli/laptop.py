@@ -81,6 +81,7 @@ def _greet(laptop: "Laptop", data_dir: Path) -> None:
   simulator   {laptop.simulator_url}        its page lists the magic numbers
   key         {laptop.key}
   data, logs  {data_dir}/
+  database    {laptop.database_url}
 
 Start a payment and wait for its end:
 

@@ -31,6 +31,7 @@ def serve(
     import uvicorn
 
     from app import logs, main, metrics, server
+    from app import worker as background
 
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
@@ -45,6 +46,8 @@ def serve(
         "app.main:web_alone" if no_worker else "app.main:from_environment",
         **server.options(host=host, port=port, workers=workers, timeout_graceful_shutdown=main.DRAIN_SECONDS),
     )
+    if background.has_died():
+        raise typer.Exit(1)
 
 
 def worker() -> None:
@@ -52,10 +55,13 @@ def worker() -> None:
     import uvloop
 
     from app import logs, main
+    from app import worker as background
 
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
     uvloop.run(main.work(settings))
+    if background.has_died():
+        raise typer.Exit(1)
 
 
 def migrate() -> None:

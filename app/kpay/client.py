@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx2
@@ -89,7 +90,8 @@ class KPay:
         except _NOTHING_SENT as exc:
             outcome = "not_sent"
             raise NotSent(f"no connection to K-Pay ({type(exc).__name__})") from exc
-        except httpx2.HTTPError as exc:
+        except Exception as exc:
+            # Whatever it was (a TLS record that is none comes as a bare SSLError): the call had begun.
             outcome = "in_doubt"
             raise InDoubt(f"the connection to K-Pay broke ({type(exc).__name__})") from exc
         finally:
@@ -110,14 +112,16 @@ class KPay:
 
 
 @asynccontextmanager
-async def connect(endpoint: Endpoint, *, connections: int = 100) -> AsyncIterator[KPay]:
-    """Yield a client of `endpoint` that holds at most `connections` connections."""
+async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = 100) -> AsyncIterator[KPay]:
+    """Yield a client of `endpoint` with connections for so many checks and payments at once. It keeps no cookies."""
     connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
     async with httpx2.AsyncClient(
         auth=(endpoint.username, endpoint.password),
         headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
         timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds, pool=connect_seconds),
-        limits=httpx2.Limits(max_connections=connections, keepalive_expiry=_IDLE_SECONDS),
+        limits=httpx2.Limits(max_connections=checks + payments, keepalive_expiry=_IDLE_SECONDS),
+        # A cookie would tie payments that have nothing to do with each other to one session at K-Pay.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
         trust_env=False,
     ) as client:

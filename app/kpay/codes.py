@@ -98,8 +98,6 @@ BANKS: Final = {
     "63502": "SPENN",
 }
 
-METHODS: Final = ("momo", "cc", "bank", "spenn", "smartcash")
-
 _WALLETS = dict.fromkeys(msisdn.MTN, "63510") | dict.fromkeys(msisdn.AIRTEL, "63514")
 _IMPLIED = {"spenn": "63502", "cc": "000"}
 

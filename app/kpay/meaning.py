@@ -4,6 +4,7 @@ Three dialects: the reply to a payment request, the answer to checkstatus, the p
 total; whatever is contradictory or not understood becomes doubt, never a guess.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,12 +12,22 @@ from app.domain import Evidence, Failure, FailureCode, Says, Source
 from app.kpay import codes
 from app.kpay.wire import Message
 
+_SERVER_FAILED = 500
 
-def of_pay_reply(message: Message | None, refid: str) -> Evidence:
-    """Read the reply to a payment request (guide, "Payment request"; `retcode` 0 is accepted, or paid at once)."""
+
+def of_pay_reply(message: Message | None, refid: str, http_status: int = 200) -> Evidence:
+    """Read the reply to a payment request (guide, "Payment request"; `retcode` 0 is accepted, or paid at once).
+
+    A server that failed (5xx) has not refused, whatever it says: it may have failed after it had taken the request in.
+    """
     if message is None:
         return in_doubt("K-Pay's answer could not be read")
+    if message.retcode is None and message.statusid in codes.RETCODES:
+        # One table serves both members (guide, "KPay error / return code").
+        message = replace(message, retcode=message.statusid, statusid=None)
     says = _pay_reply_says(message, refid)
+    if http_status >= _SERVER_FAILED and says in (Says.REFUSED, Says.REFUSED_AFTER_TID):
+        says = Says.IN_DOUBT
     return _evidence(Source.GATEWAY_REPLY, says, message, refid, duplicate=message.retcode == "608")
 
 
@@ -52,6 +63,8 @@ def _checkstatus_says(message: Message, refid: str) -> Says:
         says = Says.NOT_FOUND if message.statusid in (None, codes.NOT_FOUND) else Says.NOTHING
     if says is Says.QUESTION_REFUSED:
         return says
+    if message.statusid is None and message.retcode == codes.ACCEPTED:
+        says = Says.PENDING  # "No error. Transaction being processed"
     if says is Says.NOT_FOUND:
         return says if _is_of(message, refid) else Says.NOTHING
     # An answer about another payment, or about none: whatever it says, it is not said of this one.
@@ -76,18 +89,18 @@ def of_postback(message: Message | None, *, hint: bool) -> Evidence:
 
 def in_doubt(why: str) -> Evidence:
     """Return the evidence of a payment request that may have landed."""
-    return Evidence(Source.GATEWAY_REPLY, Says.IN_DOUBT, statusdesc=why)
+    return Evidence(Source.GATEWAY_REPLY, Says.IN_DOUBT, note=why)
 
 
 def not_sent(why: str) -> Evidence:
     """Return the evidence of a payment request that cannot have landed."""
     failure = Failure(FailureCode.GATEWAY_UNREACHABLE, why)
-    return Evidence(Source.GATEWAY_REPLY, Says.NOT_SENT, statusdesc=why, failure=failure)
+    return Evidence(Source.GATEWAY_REPLY, Says.NOT_SENT, note=why, failure=failure)
 
 
 def question_failed(why: str, asked_at: datetime) -> Evidence:
     """Return the evidence of a checkstatus that brought no usable answer: it says nothing of the payment."""
-    return Evidence(Source.CHECKSTATUS, Says.QUESTION_REFUSED, statusdesc=why, asked_at=asked_at)
+    return Evidence(Source.CHECKSTATUS, Says.QUESTION_REFUSED, note=why, asked_at=asked_at)
 
 
 def refuses_us(evidence: Evidence) -> bool:
@@ -107,7 +120,7 @@ def _failure(message: Message, says: Says) -> Failure | None:
 
 
 def _evidence(source: Source, says: Says, message: Message, refid: str | None, **more: Any) -> Evidence:  # noqa: ANN401 - Evidence's own fields
-    """Return what a message says; its ids and its URL only where it is sure to be about this payment."""
+    """Return what a message says, and its words only where they are sure to be about this payment."""
     sure = _is_of(message, refid or "")
     return Evidence(
         source,
@@ -116,9 +129,10 @@ def _evidence(source: Source, says: Says, message: Message, refid: str | None, *
         momtransactionid=message.momtransactionid if sure else None,
         payaccount=message.payaccount if sure else None,
         checkout_url=message.url if sure else None,
-        statusid=message.statusid,
-        statusdesc=message.statusdesc or message.reply,
-        retcode=message.retcode,
+        statusid=message.statusid if sure else None,
+        statusdesc=message.statusdesc or message.reply if sure else None,
+        retcode=message.retcode if sure else None,
+        note=None if sure else "K-Pay's answer contradicts itself or is about another payment",
         failure=_failure(message, says),
         **more,
     )

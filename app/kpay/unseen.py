@@ -10,7 +10,15 @@ log = structlog.get_logger()
 
 MOST_REMEMBERED = 1_000
 
-_CONTENT_TYPES = ("", "application/json", "text/json", "text/plain", "text/html", "application/x-www-form-urlencoded")
+_CONTENT_TYPES = (
+    "",
+    "application/json",
+    "text/json",
+    "text/plain",
+    "text/html",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+)
 
 
 class Unseen:

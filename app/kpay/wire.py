@@ -7,16 +7,25 @@ names no content type. `read` never raises: what it cannot make out is `None`, a
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
+
+from python_multipart import parse_form
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field
 
 MAX_VALUE = 1_000
 """Characters kept of one value; the raw bytes keep all of it."""
 
 _KNOWN = ("tid", "refid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode", "reply", "url")
+_IDS = ("tid", "momtransactionid", "payaccount")
+"""Members in which K-Pay writes 0 for "none"."""
+
 _MEANT = frozenset({*_KNOWN, "success"})
 _UNREMARKABLE = frozenset({*_MEANT, "authkey", "comtime", "initime"})
 _FORM = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
 _WHITE = " \t\r\n\f\v\0\ufeff"
 _MAX_DIGITS = 40
 
@@ -45,7 +54,10 @@ class Message:
 
 def read(body: bytes, content_type: str = "") -> Message | None:
     """Return what `body` says, or None where no JSON object and no form can be made out of it."""
-    if content_type.split(";", maxsplit=1)[0].strip().lower() == _FORM:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == _MULTIPART:
+        return _multipart(body, content_type)
+    if kind == _FORM:
         return _form(body) or _json(body)
     return _json(body) or _form(body)
 
@@ -116,6 +128,21 @@ def _form(body: bytes) -> Message | None:
     return message if any(getattr(message, name) for name in _KNOWN) else None
 
 
+def _multipart(body: bytes, content_type: str) -> Message | None:
+    """Read multipart/form-data, which PHP's curl sends where it is given an array."""
+    pairs: list[tuple[str, str]] = []
+
+    def keep(field: Field) -> None:
+        pairs.append((_decode(field.field_name or b""), _decode(field.value or b"")))
+
+    try:
+        parse_form({"Content-Type": content_type.encode("latin-1", "replace")}, BytesIO(body), keep, None)
+    except (FormParserError, ValueError):
+        return None
+    message = _message(pairs)
+    return message if any(getattr(message, name) for name in _KNOWN) else None
+
+
 def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
     values: dict[str, str | None] = {}
     ambiguous = False
@@ -124,10 +151,9 @@ def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
         ambiguous = ambiguous or (name in _MEANT and name in values and values[name] != value)
         values[name] = value
     return Message(
-        **{name: values.get(name) for name in _KNOWN if name not in ("statusid", "retcode", "tid")},
-        tid=None if values.get("tid") == "0" else values.get("tid"),
+        **{name: values.get(name) for name in _KNOWN if name not in ("statusid", *_IDS)},
+        **{name: None if values.get(name) == "0" else values.get(name) for name in _IDS},
         statusid=_statusid(values.get("statusid")),
-        retcode=values.get("retcode"),
         success={"0": False, "1": True, "false": False, "true": True}.get(values.get("success") or ""),
         ambiguous=ambiguous,
         unseen=tuple(sorted(clean(name)[:40] for name in values.keys() - _UNREMARKABLE))[:10],

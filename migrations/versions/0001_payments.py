@@ -146,6 +146,13 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(
+        "payments_order_idx",
+        "payments",
+        ["client", "orderid"],
+        unique=False,
+        postgresql_where=sa.text("orderid IS NOT NULL"),
+    )
+    op.create_index(
         "payments_review_idx",
         "payments",
         [sa.literal_column("created_at DESC"), sa.literal_column("refid DESC")],
@@ -164,6 +171,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("payments_tid_idx", table_name="payments", postgresql_where=sa.text("tid IS NOT NULL"))
     op.drop_index("payments_status_idx", table_name="payments")
+    op.drop_index("payments_order_idx", table_name="payments", postgresql_where=sa.text("orderid IS NOT NULL"))
     op.drop_index("payments_review_idx", table_name="payments", postgresql_where=sa.text("review_reasons <> '{}'"))
     op.drop_index("payments_msisdn_idx", table_name="payments")
     op.drop_index(

@@ -179,6 +179,19 @@ def test_a_failed_order_is_free_again(service: Service) -> None:
     conflict(ask(service.http, asked), "order_open", second.json()["refid"])
 
 
+def test_a_late_success_takes_the_order(service: Service, simulator: Simulator) -> None:
+    """A first payment that is paid after all, while a second is open, stops a third; both paid asks for a review."""
+    asked = payment("250780000042", orderid=f"o-{new_refid()}")  # refused with a tid, paid some time later
+    first = ask(service.http, asked).json()
+    assert first["status"] == "failed"
+    second = ask(service.http, asked | {"msisdn": NEVER_ACTS}).json()["refid"]
+    assert eventually(lambda: service.read(first["refid"])["status"] == "succeeded")
+    conflict(ask(service.http, asked), "order_paid", first["refid"])
+    simulator.settle(second, "01")
+    paid_twice = service.read(second, wait=10)
+    assert (paid_twice["status"], paid_twice["review_reasons"]) == ("succeeded", ["order_paid_twice"])
+
+
 def test_the_same_request_for_an_order_is_repeated_and_not_refused(service: Service) -> None:
     """A repetition by refid or key is 200 although its order is open: it is the same payment."""
     asked = payment(NEVER_ACTS, orderid=f"o-{new_refid()}", refid=new_refid())

@@ -216,3 +216,36 @@ def test_several_processes_serve_and_count_together(
 
         assert eventually(told)
         assert service.process.stop() == 0
+
+
+def test_a_failure_that_a_postback_denies_is_looked_at_until_kpay_tells(
+    tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
+) -> None:
+    """Paid after a failure, told by one postback while checkstatus is ill for longer than the rechecks: still found."""
+    with run_service(tmp_path, new_database(), own_simulator, QUICK) as service:
+        refid = service.start("250780000001")["refid"]
+        assert service.read(refid, wait=10)["status"] == "failed"
+        own_simulator.settle(refid, "01", postback=False)
+        own_simulator.behave(down=True)
+        try:
+            told = service.postback(refid, statusid="01", momtransactionid="77")
+            assert told.json()["reply"] == "OK"
+            eventually(lambda: service.http.get("/readyz").json()["gateway"]["status"] == "down", seconds=20)
+        finally:
+            own_simulator.behave(down=False)
+        assert eventually(lambda: service.read(refid)["status"] == "succeeded", seconds=20)
+        assert service.read(refid)["review_reasons"] == ["late_success"]
+
+
+def test_the_time_of_another_gateways_payments_runs_out(
+    tmp_path: Path, new_database: NewDatabase, simulator: Simulator
+) -> None:
+    """After a move to another gateway an old open payment is not asked about, and yet expires on time."""
+    database, short = new_database(), {"EXPIRE_AFTER": "6"}
+    with run_service(tmp_path, database, simulator, QUICK | short) as service:
+        refid = service.start("250780000005")["refid"]
+    moved = {"GATEWAY_URL": simulator.url.replace("127.0.0.1", "localhost") + "/"}
+    with run_service(tmp_path, database, simulator, QUICK | moved) as service:
+        checks = (simulator.ledger(refid) or {})["checks"]
+        assert service.read(refid, wait=20)["status"] == "expired"
+        assert (simulator.ledger(refid) or {})["checks"] == checks

@@ -27,7 +27,6 @@ def payment(status: Status, **changes: object) -> Snapshot:
     settled = status in FINAL
     snapshot = Snapshot(
         status=status,
-        created_at=T0,
         doubt_from=at(GRACE_BEGINS),
         expires_at=at(EXPIRES),
         final_at=at(EXPIRES if status is Status.EXPIRED else FINAL_AT) if settled else None,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain import OPEN, Says, Snapshot, Status, agrees_with, next_check
+from app.domain import OPEN, Evidence, Says, Snapshot, Source, Status, agrees_with, next_check
 
-from .support import EXPIRES, RULES, at, payment
+from .support import EXPIRES, RULES, at, payment, take_in
 
 WEEK = 7 * 86_400.0
 STEADY = 1.0
@@ -104,6 +104,30 @@ def test_a_week_after_expiry_is_the_end(status: Status, wake_step: int | None, a
     seconds, rested = next_check(payment(status, wake_step=wake_step), RULES, at(EXPIRES + after), STEADY)
     assert (seconds is not None) is asked
     assert asked or rested.wake_step is None
+
+
+@pytest.mark.parametrize(
+    ("wake_step", "says", "looks"),
+    [
+        (2, Says.NOT_FOUND, True),
+        (2, Says.QUESTION_REFUSED, True),
+        (2, Says.NOT_PAID, False),
+        (None, Says.NOT_FOUND, False),
+    ],
+    ids=["not found, though a postback says paid", "nobody answers", "not paid", "not found"],
+)
+def test_a_failure_that_a_postback_denies_is_looked_at_until_kpay_says(
+    wake_step: int | None,
+    says: Says,
+    looks: bool,  # noqa: FBT001 - a case
+) -> None:
+    """After the rechecks the looking goes on by the schedule, and ends with K-Pay's word about the payment only."""
+    asked = Evidence(Source.CHECKSTATUS, says, asked_at=at(600))
+    after = take_in(payment(Status.FAILED, wake_step=wake_step), asked, at(600))
+    seconds, _ = next_check(
+        replace(after, wake_step=wake_step and len(RULES.postback_rechecks)), RULES, at(600), STEADY
+    )
+    assert (seconds is not None) is looks
 
 
 @settings(max_examples=300, database=None, deadline=None)

@@ -1,11 +1,13 @@
 """The client of K-Pay against real sockets: what it sends, what it takes for an answer, and what stays in doubt."""
 
 import base64
+import ssl
 import time
 
+import httpx2
 import pytest
 
-from app.kpay.client import MAX_BODY, InDoubt, connect
+from app.kpay.client import MAX_BODY, Endpoint, InDoubt, KPay, connect
 
 from .servers import (
     PENDING,
@@ -155,3 +157,26 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
         async with connect(server.endpoint()) as kpay:
             await kpay.pay(ORDER)
     assert (proxy.connections, len(server.requests)) == (0, 1)
+
+
+async def test_whatever_breaks_a_call_leaves_it_in_doubt() -> None:
+    """An error that the HTTP library does not know as its own (a TLS record that is none) is doubt, and no crash."""
+
+    def broken(_: httpx2.Request) -> httpx2.Response:
+        raise ssl.SSLError("record layer failure")
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(broken)) as client:
+        kpay = KPay(client, Endpoint("https://pay.example.rw/", "user", "password"))
+        with pytest.raises(InDoubt):
+            await kpay.pay({"refid": "R1"})
+        with pytest.raises(InDoubt):
+            await kpay.checkstatus("R1")
+
+
+async def test_no_cookie_is_kept() -> None:
+    """Payments that have nothing to do with each other do not share a session at K-Pay."""
+    cookie = "Set-Cookie: session=of-another; Path=/"
+    async with serving(says(PENDING, "200 OK", cookie)) as server, connect(server.endpoint()) as kpay:
+        await kpay.pay({"refid": "R1"})
+        await kpay.pay({"refid": "R2"})
+    assert not [request for request in server.requests if "cookie" in request.headers]

@@ -95,7 +95,7 @@ async def test_name_that_is_not_there() -> None:
 
 async def test_full_pool_is_not_sent() -> None:
     """A request that gets no connection because all are in use was not sent."""
-    async with serving(is_silent) as server, connect(server.endpoint(timeout=1), connections=1) as kpay:
+    async with serving(is_silent) as server, connect(server.endpoint(timeout=1), checks=1, payments=0) as kpay:
         first = asyncio.create_task(kpay.checkstatus("R1"))
         await until(lambda: bool(server.requests))
         with pytest.raises(NotSent):
@@ -112,7 +112,7 @@ async def test_pool_outlives_calls_that_were_cut() -> None:
     async def behave(writer: asyncio.StreamWriter) -> None:
         await (is_silent(writer) if silent else says(PENDING)(writer))
 
-    async with serving(behave) as server, connect(server.endpoint(timeout=1), connections=20) as kpay:
+    async with serving(behave) as server, connect(server.endpoint(timeout=1), checks=20, payments=0) as kpay:
         calls = [asyncio.create_task(kpay.checkstatus(f"R{number}")) for number in range(300)]
         for number, call in enumerate(calls):
             if number % 3:

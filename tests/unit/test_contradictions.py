@@ -53,7 +53,7 @@ def test_reply_in_doubt(members: dict[str, Any]) -> None:
     "members",
     [
         {},
-        {"retcode": 0},
+        {"retcode": 0, "refid": ""},
         {"success": 1},
         {"statusid": "01", "refid": ""},
         {"statusid": "01", **OTHER},

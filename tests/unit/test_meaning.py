@@ -195,3 +195,26 @@ def test_times_of_evidence() -> None:
     """Only an answer to a question carries the question's time."""
     times = [each(refid=REFID, statusid="03").asked_at for each in (reply, postback, answer)]
     assert times == [None, None, ASKED]
+
+
+@pytest.mark.parametrize("retcode", ["605", "606", "609"])
+def test_a_failed_server_has_not_refused(retcode: str) -> None:
+    """A refusal on HTTP 5xx leaves the outcome in doubt; what it accepts or calls paid is believed on any status."""
+    refusal = read(f'{{"refid":"R1","retcode":{retcode}}}'.encode())
+    assert meaning.of_pay_reply(refusal, "R1", 500).says is Says.IN_DOUBT
+    assert meaning.of_pay_reply(refusal, "R1", 400).says is not Says.IN_DOUBT
+    accepted = read(b'{"refid":"R1","retcode":0,"tid":"A1"}')
+    assert meaning.of_pay_reply(accepted, "R1", 500).says is Says.PENDING
+
+
+@pytest.mark.parametrize(("statusid", "says"), [("608", Says.IN_DOUBT), ("604", Says.IN_DOUBT), ("609", Says.REFUSED)])
+def test_a_refusal_may_come_as_statusid(statusid: str, says: Says) -> None:
+    """K-Pay's table serves both members: a reply without retcode is read by its statusid."""
+    evidence = meaning.of_pay_reply(read(f'{{"refid":"R1","statusid":"{statusid}"}}'.encode()), "R1")
+    assert (evidence.says, evidence.retcode) == (says, statusid)
+
+
+def test_a_check_that_answers_0_alone_is_pending() -> None:
+    """`0` is "Transaction being processed", as retcode too."""
+    said = meaning.of_checkstatus(read(b'{"refid":"R1","retcode":0}'), "R1", at(500))
+    assert said.says is Says.PENDING

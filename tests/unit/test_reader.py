@@ -195,3 +195,23 @@ def test_64_kib_of_anything_is_read_fast(prefix: str, unit: str) -> None:
     read(body)
     read(body, FORM)
     assert time.perf_counter() - began < 0.5
+
+
+def test_multipart_is_read() -> None:
+    """PHP's curl sends an array as multipart/form-data."""
+    members = {"tid": "A1", "refid": "R1", "momtransactionid": "616730887", "statusid": "01", "statusdesc": "Done"}
+    parts = [
+        f'--XX\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in members.items()
+    ]
+    message = read(("".join(parts) + "--XX--\r\n").encode(), "multipart/form-data; boundary=XX")
+    assert message == PAID
+    assert read(b"--XX\r\nbroken", "multipart/form-data; boundary=XX") is None
+    assert read(b"anything", "multipart/form-data") is None
+
+
+@pytest.mark.parametrize("member", ["tid", "momtransactionid", "payaccount"])
+def test_zero_is_no_id(member: str) -> None:
+    """K-Pay writes 0 where it has no id: two payments with 0 share nothing."""
+    message = read(json.dumps({"refid": "R1", member: 0}).encode())
+    assert message is not None
+    assert getattr(message, member) is None

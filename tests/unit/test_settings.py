@@ -67,6 +67,8 @@ def test_all_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MALFORMED = [
     ("DATABASE_URL", f"mysql://kpayd:{SECRET}@db/kpayd"),
+    ("DATABASE_URL", f"postgresql://kpayd:{SECRET}@db:port/kpayd"),
+    ("DATABASE_URL", f"postgresql://kpayd:{SECRET}@db/kpayd?channel_binding=require"),
     ("PUBLIC_URL", "https://pay.example.rw/"),
     ("PUBLIC_URL", "http://pay.example.rw"),
     ("PUBLIC_URL", "pay.example.rw"),
