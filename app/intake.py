@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import func, insert, literal_column, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -53,6 +53,13 @@ _WORDS_OF_THE_PAYMENT = frozenset(
         Says.NOT_SENT,
     }
 )
+
+
+# Made once: making a statement costs more than running it.
+_NOW = func.now().label("now")
+_LOCKED = select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update()
+_CHANGE = update(payments).where(payments.c.refid == bindparam("of")).returning(payments, _NOW)
+_KEEP = upsert(evidence_table).on_conflict_do_nothing().returning(evidence_table.c.refid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +106,7 @@ class Intake:
         changed nothing as `evidence`, and the same words from the same source stand there once.
         """
         async with self._database.transaction() as connection:
-            query = select(payments, func.now().label("now")).where(payments.c.refid == refid).with_for_update()
-            row = (await connection.execute(query)).one_or_none()
+            row = (await connection.execute(_LOCKED, {"of": refid})).one_or_none()
             if row is None:
                 return None
             fresh = raw is not None and await _keep(connection, refid, raw)
@@ -118,8 +124,7 @@ class Intake:
     async def _flag_shared(self, refid: str) -> None:
         evidence = Evidence(Source.CHECKSTATUS, Says.NOTHING)
         async with self._database.transaction() as connection:
-            query = select(payments, func.now().label("now")).where(payments.c.refid == refid).with_for_update()
-            row = (await connection.execute(query)).one()
+            row = (await connection.execute(_LOCKED, {"of": refid})).one()
             work = _Work(row, self.policy)
             work.review(evidence, frozenset({Review.MOMTRANSACTIONID_SHARED}))
             after = await work.write(connection)
@@ -149,8 +154,7 @@ async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
         "http_status": raw.http_status,
         "remote": raw.remote,
     }
-    statement = upsert(evidence_table).values(**values).on_conflict_do_nothing().returning(evidence_table.c.refid)
-    return (await connection.execute(statement)).one_or_none() is not None
+    return (await connection.execute(_KEEP, values)).one_or_none() is not None
 
 
 class _Work:
@@ -268,8 +272,7 @@ class _Work:
             return self._row
         last_seq = self._row.last_seq + len(self.entries)
         values = self.values | ({"last_seq": last_seq, "updated_at": self._row.now} if self.entries else {})
-        statement = update(payments).where(payments.c.refid == self._row.refid).values(**values)
-        row = (await connection.execute(statement.returning(payments, literal_column("now()").label("now")))).one()
+        row = (await connection.execute(_CHANGE, {"of": self._row.refid, **values})).one()
         if self.entries:
             await connection.execute(insert(events), self.entries)
         return row

@@ -11,10 +11,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Interval, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -88,6 +87,24 @@ def derived_refid(client: str, idempotency_key: str) -> str:
     return base64.b32hexencode(digest[:15]).decode()
 
 
+def _after(name: str) -> ColumnElement[datetime]:
+    return func.now() + bindparam(name, type_=Interval)
+
+
+# Made once: making a statement costs more than running it.
+_GIVEN = (*NewPayment.__slots__, "client", "fingerprint", "gateway", "status", "last_seq")
+_INSERT = (
+    upsert(payments)
+    .values(
+        {name: bindparam(name) for name in _GIVEN}
+        | {"created_at": func.now(), "updated_at": func.now()}
+        | {"doubt_from": _after("call"), "expires_at": _after("life"), "next_check_at": _after("first")}
+    )
+    .on_conflict_do_nothing()
+    .returning(payments)
+)
+
+
 async def record(
     database: Database, order: NewPayment, client: str, idempotency_key: str | None, terms: Terms
 ) -> tuple[Row, bool]:
@@ -111,9 +128,6 @@ async def record(
 
 
 async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, client: str, terms: Terms) -> Row | None:
-    def after(name: str, seconds: float) -> Any:  # noqa: ANN401 - an SQL expression
-        return func.now() + bindparam(name, timedelta(seconds=seconds))
-
     values = asdict(order) | {
         "refid": refid,
         "client": client,
@@ -121,14 +135,11 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, cl
         "gateway": terms.gateway,
         "status": Status.CREATED,
         "last_seq": 1,
-        "created_at": func.now(),
-        "updated_at": func.now(),
-        "doubt_from": after("timeout", terms.gateway_timeout),
-        "expires_at": after("expiry", terms.expire_after),
-        "next_check_at": after("first", min(terms.first_check * jitter(), terms.expire_after)),
+        "call": timedelta(seconds=terms.gateway_timeout),
+        "life": timedelta(seconds=terms.expire_after),
+        "first": timedelta(seconds=min(terms.first_check * jitter(), terms.expire_after)),
     }
-    statement = upsert(payments).values(**values).on_conflict_do_nothing().returning(payments)
-    row = (await connection.execute(statement)).one_or_none()
+    row = (await connection.execute(_INSERT, values)).one_or_none()
     if row is not None:
         created = {"refid": refid, "seq": 1, "type": "payment.created"}
         await connection.execute(insert(events), created | {"source": Source.CALLER, "status": Status.CREATED})

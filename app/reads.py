@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, cast, select, tuple_
+from sqlalchemy import Select, bindparam, cast, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Text
 
@@ -58,13 +58,14 @@ class Page:
     next_cursor: str | None
 
 
+_ONE = select(payments).where(payments.c.refid == bindparam("of"))
+
+
 async def one(database: Database, refid: str, client: str | None = None) -> Row | None:
     """Return a payment, or None where there is none or it is another client's: the two look the same."""
-    query = select(payments).where(payments.c.refid == refid)
-    if client is not None:
-        query = query.where(payments.c.client == client)
     async with database.reading() as connection:
-        return (await connection.execute(query)).one_or_none()
+        row = (await connection.execute(_ONE, {"of": refid})).one_or_none()
+    return row if row is not None and client in (None, row.client) else None
 
 
 async def page(
