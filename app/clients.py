@@ -20,8 +20,6 @@ KEY_PREFIX = "kpk_"
 REMEMBERED_SECONDS = 5.0
 """How long a process trusts a look-up: a revoked key dies within this time."""
 
-_NO_CLIENT = "no client has this name"
-
 
 class ClientError(Exception):
     """An operator's request about a client that cannot be met; the message says why."""
@@ -49,6 +47,10 @@ def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+def _no_client(name: str) -> str:
+    return f"there is no client {name!r} with a valid key (a revoked name is not used again)"
+
+
 def new_key() -> str:
     """Return a fresh key: 256 random bits behind a prefix that secret scanners can look for."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
@@ -74,7 +76,7 @@ class Clients:
         except KeyError:
             match = or_(clients.c.key_hash == hashed, clients.c.previous_key_hash == hashed)
             query = select(clients).where(match, clients.c.revoked_at.is_(None))
-            async with self._database.reading() as connection:
+            async with self._database.autocommit() as connection:
                 row = (await connection.execute(query)).one_or_none()
             client = Client(row.name, frozenset(row.scopes)) if row else None
             self._known[hashed] = client
@@ -95,7 +97,7 @@ class Clients:
 
     async def all(self) -> Sequence[Row]:
         """Return every client, revoked ones too, by name."""
-        async with self._database.reading() as connection:
+        async with self._database.autocommit() as connection:
             return (await connection.execute(select(clients).order_by(clients.c.name))).all()
 
     async def rotate(self, name: str) -> Credentials:
@@ -110,7 +112,7 @@ class Clients:
         async with self._database.transaction() as connection:
             row = (await connection.execute(statement)).one_or_none()
         if row is None:
-            raise ClientError(_NO_CLIENT)
+            raise ClientError(_no_client(name))
         return Credentials(name, key, row.webhook_secret, row.scopes)
 
     async def revoke(self, name: str) -> None:
@@ -119,4 +121,4 @@ class Clients:
         async with self._database.transaction() as connection:
             done = await connection.execute(statement.values(revoked_at=func.now()).returning(clients.c.name))
             if done.one_or_none() is None:
-                raise ClientError(_NO_CLIENT)
+                raise ClientError(_no_client(name))

@@ -12,7 +12,7 @@ from app.kpay import codes
 from app.kpay.errors import GatewayError
 from app.macs import NO_SUCH_RETURL
 from app.schema import Schema
-from app.settings import Settings, SettingsError, load
+from app.settings import Settings, SettingsError, is_loopback, load
 
 OLDEST_POSTGRES = 150_000
 
@@ -42,7 +42,7 @@ async def examine() -> list[Finding]:
 
 async def _database(database: Database) -> list[Finding]:
     try:
-        async with database.reading() as connection:
+        async with database.autocommit() as connection:
             number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
             writable = (await connection.execute(text("SHOW transaction_read_only"))).scalar_one() == "off"
             exists = (await connection.execute(text("SELECT to_regclass('alembic_version')"))).scalar_one()
@@ -78,7 +78,10 @@ async def _gateway(settings: Settings) -> Finding:
     message = answer.message
     said = {message.statusid, message.retcode} if message else set()
     if codes.NOT_FOUND in said:
-        return Finding("gateway", ok=True, detail=f"{settings.gateway} knows us and answers 611 for an unknown refid")
+        detail = (
+            f"{settings.gateway} knows us and answers 611 for an unknown refid (which tells nothing of the retailerid)"
+        )
+        return Finding("gateway", ok=True, detail=detail)
     for code, explanation in codes.EXPLANATIONS.items():
         if code in said:
             return Finding("gateway", ok=False, detail=f"K-Pay says {code}: {explanation}")
@@ -89,6 +92,9 @@ async def _gateway(settings: Settings) -> Finding:
 
 async def _public_url(settings: Settings) -> Finding:
     """Send the listener a postback with a wrong mac: only kpayd answers that the way kpayd does."""
+    if settings.is_local and not is_loopback(settings.gateway):
+        detail = f"{settings.public_url} is this machine: K-Pay's postbacks would never arrive; check KPAYD_PUBLIC_URL"
+        return Finding("public url", ok=False, detail=detail)
     url = f"{settings.public_url}/kpay/returl/kpayd-doctor/wrong"
     try:
         async with httpx2.AsyncClient(timeout=10, trust_env=False) as client:

@@ -1,9 +1,9 @@
-"""The rules of truth, as pure code: statuses, evidence and the one function that decides.
+"""The rules of truth (docs/rules.md) as pure code: statuses, evidence and the one function that decides.
 
     a request, a postback, a checkstatus answer or silence -> Evidence -> `transition` -> Decision
 
 No I/O and no clock of its own: time is an argument. Whoever applies a `Decision` holds the payment's row lock.
-The rules are numbered as in the contract's "Rules of truth"; K-Pay's codes become `Says` in `app.kpay.meaning`.
+The rules are numbered as there; K-Pay's codes become `Says` in `app.kpay.meaning`.
 """
 
 from collections.abc import Sequence

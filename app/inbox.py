@@ -125,7 +125,7 @@ class Inbox:
             "remote": [raw.remote for raw in raws],
             "agrees": [agrees_with(each.says) or "" for each in evidence],
         }
-        async with self._database.reading() as connection:
+        async with self._database.autocommit() as connection:
             result = await connection.execute(_STORE, columns)
             found = {row.for_refid: row for row in result}
         rows = [found[postback.refid] for postback in batch]

@@ -13,7 +13,7 @@ RETURL = "returl"
 NO_SUCH_RETURL = "no_such_returl"
 """The code of the answer to a wrong mac: what a doctor knows the listener by."""
 
-_BYTES = 20  # 160 bits, 27 URL-safe characters; the contract asks for 128 bits or more
+_BYTES = 20  # 160 bits, 27 URL-safe characters
 
 
 class Macs:

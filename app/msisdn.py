@@ -16,14 +16,14 @@ def normalise(text: str) -> str:
     """
     compact = text.strip().removeprefix("+").replace(" ", "").replace("-", "")
     if not (compact.isascii() and compact.isdigit()):
-        raise ValueError("must be a phone number with its country code, e.g. 250788123456")
+        raise ValueError("must be a phone number that can be in use, with its country code, e.g. 250788123456")
     national = compact.startswith("0") and len(compact) == _LOCAL_LENGTH
     try:
         number = phonenumbers.parse(compact if national else f"+{compact}", "RW" if national else None)
     except phonenumbers.NumberParseException:
         number = None
     if number is None or not phonenumbers.is_valid_number(number):
-        raise ValueError("must be a phone number with its country code, e.g. 250788123456")
+        raise ValueError("must be a phone number that can be in use, with its country code, e.g. 250788123456")
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
 
 

@@ -13,7 +13,7 @@ OBSERVATION = "application/x-kpayd-observation"
 
 @dataclass(frozen=True)
 class Raw:
-    """One body with where it came from. The same source saying the same is the same evidence (rules of truth, 7)."""
+    """One body with where it came from. The same source saying the same is the same evidence (docs/rules.md, 7)."""
 
     source: Source
     body: bytes

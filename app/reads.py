@@ -63,7 +63,7 @@ _ONE = select(payments).where(payments.c.refid == bindparam("of"))
 
 async def one(database: Database, refid: str, client: str | None = None) -> Row | None:
     """Return a payment, or None where there is none or it is another client's: the two look the same."""
-    async with database.reading() as connection:
+    async with database.autocommit() as connection:
         row = (await connection.execute(_ONE, {"of": refid})).one_or_none()
     return row if row is not None and client in (None, row.client) else None
 
@@ -78,7 +78,7 @@ async def page(
         query = query.where(payments.c.client == client)
     if cursor is not None:
         query = query.where(tuple_(*order) < tuple_(*_decoded(cursor)))
-    async with database.reading() as connection:
+    async with database.autocommit() as connection:
         rows = (await connection.execute(query)).all()
     items = rows[:limit]
     return Page(items, _encoded(items[-1]) if len(rows) > limit else None)
@@ -87,7 +87,7 @@ async def page(
 async def timeline(database: Database, refid: str) -> Sequence[Row]:
     """Return a payment's events, oldest first."""
     query = select(events).where(events.c.refid == refid).order_by(events.c.seq)
-    async with database.reading() as connection:
+    async with database.autocommit() as connection:
         return (await connection.execute(query)).all()
 
 

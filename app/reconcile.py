@@ -44,7 +44,7 @@ class Claim:
 
 
 class Reconciler:
-    """Checks for one gateway; payments of another are never touched (rules of truth, 8)."""
+    """Checks for one gateway; payments of another are never touched (docs/rules.md, 8)."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Reconciler:
 
     async def check_now(self, row: Row) -> Row:
         """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that."""
-        async with self._database.reading() as connection:
+        async with self._database.autocommit() as connection:
             now = (await connection.execute(select(func.now()))).scalar_one()
         return await self._check(row.refid, now) or row
 
@@ -109,7 +109,7 @@ class Reconciler:
         free = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
         due = and_(payments.c.next_check_at <= func.now(), payments.c.gateway == self._gateway, free)
         candidates = select(payments.c.refid).where(due).order_by(payments.c.next_check_at).limit(most)
-        async with self._database.reading() as connection:
+        async with self._database.autocommit() as connection:
             refids = sorted((await connection.execute(candidates)).scalars())
             if not refids:
                 return []
@@ -129,7 +129,7 @@ class Reconciler:
             or_(payments.c.gateway != self._gateway, literal(own)),
             payments.c.status.in_(OPEN),
         )
-        async with self._database.reading() as connection:
+        async with self._database.autocommit() as connection:
             refids = (await connection.execute(query.limit(_EXPIRE_AT_ONCE))).scalars().all()
         for refid in refids:
             await self._intake.take_in(refid, None)

@@ -1,4 +1,4 @@
-"""What a deployment says: every setting of kpayd, read once from `KPAYD_*` (CONTRACT section 2).
+"""What a deployment says: every setting of kpayd, read once from `KPAYD_*`.
 
 The command line reads them and hands values on; nothing below it looks at the environment.
 """
@@ -178,8 +178,13 @@ class Settings(DatabaseSettings):
         return self
 
     @property
+    def is_local(self) -> bool:
+        """Whether payers and K-Pay reach this service by loopback: a laptop or a test."""
+        return is_loopback(urlsplit(self.public_url).hostname or "")
+
+    @property
     def gateway(self) -> str:
-        """The host of `GATEWAY_URL`: the gateway that a payment belongs to for ever (rules of truth, 8)."""
+        """The host of `GATEWAY_URL`: the gateway that a payment belongs to for ever (docs/rules.md, 8)."""
         return urlsplit(self.gateway_url).hostname or ""
 
 

@@ -122,7 +122,7 @@ def test_clients_are_added_listed_rotated_and_revoked(service: Service) -> None:
         (["add", "no spaces"], "NAME must be"),
         (["add", "x", "--scope", "everything"], "everything"),
         (["add", "x", "--webhook-url", "http://plain.example"], "https"),
-        (["rotate", "nobody-has-this"], "no client"),
+        (["rotate", "nobody-has-this"], "no client 'nobody-has-this'"),
         (["revoke", "nobody-has-this"], "no client"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,13 +1,17 @@
 """The documents say what the code does."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
-from app.settings import PREFIX, Settings
+from app.main import create_app
+from app.settings import PREFIX, Settings, load
 from app.simulator.behaviours import markdown
+from tests.support import settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,6 +42,23 @@ def test_the_readme_lists_every_setting() -> None:
     readme = (ROOT / "README.md").read_text()
     between = readme.split("<!-- settings: kept by tests/test_docs.py -->\n")[1].split("\n<!-- end")[0]
     assert between == settings_table()
+
+
+def test_the_readme_is_finished() -> None:
+    """No placeholder is left."""
+    assert "@@" not in (ROOT / "README.md").read_text()
+
+
+def test_the_openapi_document_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reference in it leads to a schema that is there, so that a client can be generated from it."""
+    for name, value in settings("postgresql://127.0.0.1/kpayd", "https://pay.example.rw/", 8000, {}).items():
+        monkeypatch.setenv(name, value)
+    document = create_app(load(Settings)).openapi()
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
+    assert "#/components/schemas/Problem" in references
+    for reference in references:
+        assert reference.startswith("#/components/schemas/")
+        assert reference.rsplit("/", 1)[1] in document["components"]["schemas"]
 
 
 def test_the_simulators_table_is_the_simulators() -> None:

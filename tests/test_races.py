@@ -193,7 +193,7 @@ def test_callers_get_their_connections_in_turn(url: str) -> None:
 
             async def call() -> None:
                 for _ in range(3):
-                    async with database.reading() as connection:
+                    async with database.autocommit() as connection:
                         await connection.execute(text("SELECT pg_sleep(0.01)"))
 
             await asyncio.gather(*(call() for _ in range(200)))

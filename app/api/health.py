@@ -49,7 +49,7 @@ async def prometheus(parts: Parts) -> Response:
         payments.c.next_check_at.is_not(None), payments.c.gateway == parts.settings.gateway
     )
     try:
-        async with parts.database.reading() as connection:
+        async with parts.database.autocommit() as connection:
             seconds, count = (await connection.execute(due)).one()
     except UNAVAILABLE:
         # The counters are still worth having; the absence of these two is an alarm of its own.
@@ -62,7 +62,7 @@ async def prometheus(parts: Parts) -> Response:
 
 async def _database(parts: Context) -> tuple[str, str]:
     try:
-        async with parts.database.reading() as connection:
+        async with parts.database.autocommit() as connection:
             exists = (await connection.execute(text("SELECT to_regclass('alembic_version')"))).scalar_one()
             if exists is None:
                 return "ok", "missing: run kpayd migrate"

@@ -1,4 +1,4 @@
-"""Payments over REST: start, read, list, check, timeline (CONTRACT section 3)."""
+"""Payments over REST: start, read, list, check, timeline."""
 
 import re
 import time
@@ -8,12 +8,11 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from app import reads
 from app.api.context import Context, Parts, Reader, Writer
-from app.api.problems import Problem, ProblemBody, invalid
+from app.api.problems import PROBLEM, Problem, invalid
 from app.api.schemas import REFID_PATTERN, Payment, PaymentPage, PaymentQuery, PaymentRequest, Timeline
 from app.clients import Client
 from app.domain import FINAL
 from app.models import Row
-from app.settings import is_loopback
 
 LOOK_EVERY = 0.5
 LONGEST_WAIT = 60
@@ -32,7 +31,7 @@ _MEANINGS = {
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": ProblemBody.model_json_schema()}}
+    content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
@@ -61,8 +60,7 @@ async def start(
     get no answer at all, repeat the request with the same `refid` or key: nobody is charged twice.
     """
     settings = parts.settings
-    loopback = is_loopback(settings.public_url.split("://")[1].split("/")[0].rsplit(":", 1)[0])
-    if faults := body.faults(allow_usd=settings.allow_usd, allow_loopback=loopback):
+    if faults := body.faults(allow_usd=settings.allow_usd, allow_loopback=settings.is_local):
         raise invalid(faults)
     started = await parts.payments.start(body.order(), client.name, idempotency_key)
     response.status_code = 201 if started.fresh else 200

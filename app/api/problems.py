@@ -49,6 +49,8 @@ _WORDS = {
 }
 """Pydantic's error types in our words, which say what would be right."""
 
+PROBLEM = "application/problem+json"
+
 _RETRY_AFTER = {"Retry-After": "1"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -57,7 +59,7 @@ class FieldFault(BaseModel):
     """One field of a request that is at fault."""
 
     field: str = Field(description="The member's name, or the parameter's", examples=["amount"])
-    detail: str = Field(description="What would be right", examples=["must be a whole number greater than 0"])
+    detail: str = Field(description="What would be right", examples=["must be greater than 0"])
 
 
 class ProblemBody(BaseModel):
@@ -66,9 +68,9 @@ class ProblemBody(BaseModel):
     model_config = ConfigDict(title="Problem")
 
     type: str = Field(examples=["urn:kpayd:invalid_request"])
-    title: str = Field(examples=["Unprocessable Content"])
+    title: str = Field(examples=["Unprocessable Entity"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["amount: must be a whole number greater than 0"])
+    detail: str = Field(examples=["amount: must be greater than 0"])
     code: str = Field(description="What programs look at", examples=["invalid_request"])
     refid: str | None = Field(default=None, description="The payment that is in the way, on a 409")
     retcode: str | None = Field(default=None, description="K-Pay's code, where K-Pay said something")
@@ -107,7 +109,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
 
     def response(self) -> JSONResponse:
         """Return the problem as an answer."""
-        return JSONResponse(self.body, self.status, self.headers, "application/problem+json")
+        return JSONResponse(self.body, self.status, self.headers, PROBLEM)
 
 
 def invalid(errors: Sequence[Mapping[str, str]]) -> Problem:
@@ -155,7 +157,7 @@ async def _cursor(_: Request, exc: Exception) -> JSONResponse:
 async def unavailable(_: Request, exc: Exception) -> JSONResponse:
     """Answer 503: the database is out of reach."""
     log.error("the database is out of reach", error=type(exc).__name__, exc_info=exc)
-    detail = "the database is out of reach: nothing was recorded; try again"
+    detail = "the database is out of reach; nothing was sent to K-Pay; send the same request again"
     return Problem(503, "unavailable", detail, headers=_RETRY_AFTER).response()
 
 
@@ -183,7 +185,20 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
 }
 
 
+def _with_problem(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Return `app.openapi` with the problem among its schemas, which the responses refer to."""
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= problem.pop("$defs") | {"Problem": problem}
+        return document
+
+    return openapi
+
+
 def install(app: FastAPI) -> None:
     """Make `app` answer every error as a problem; the nearest class in an exception's ancestry decides."""
+    app.openapi = _with_problem(app.openapi)  # type: ignore[method-assign] # FastAPI's documented way
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)

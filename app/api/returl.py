@@ -1,4 +1,4 @@
-"""The listener: takes K-Pay's postbacks in (CONTRACT section 4).
+"""The listener: takes K-Pay's postbacks in.
 
 A plain route: a pydantic parameter would turn real postbacks away. The mac in the path is checked before the
 database is touched, and "OK" is said only of what is committed.

@@ -85,7 +85,10 @@ class PaymentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     refid: str | None = Field(
-        default=None, pattern=REFID_PATTERN, description="Your reference, unique for ever; made here if left out"
+        default=None,
+        pattern=REFID_PATTERN,
+        description="Your reference, unique for ever; made here if left out. Give it, or an Idempotency-Key: with "
+        "neither, a repetition is a second payment",
     )
     amount: int = Field(gt=0, le=MAX_AMOUNT, description="In whole units of `currency`", examples=[4200])
     currency: Literal["RWF", "USD"] = "RWF"
@@ -102,7 +105,8 @@ class PaymentRequest(BaseModel):
     bankid: str | None = Field(
         default=None,
         validate_default=True,
-        description="The institution; implied by momo, spenn and cc, required for bank and smartcash",
+        description="The institution; implied by momo, spenn and cc, required for bank and smartcash. "
+        + "; ".join(f"{code} {name}" for code, name in codes.BANKS.items()),
         examples=["63510"],
     )
     orderid: Line | None = Field(

@@ -14,7 +14,7 @@ from rich.table import Table
 T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
@@ -45,14 +45,15 @@ def _plain(value: object) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; an absent value is a dash."""
+    """Print a table; an absent value is a dash. Only the last column is folded: ids are copied from the others."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        grid.add_column(column, no_wrap=True)
+    grid.add_column(columns[-1], overflow="fold")
     for row in rows:
         grid.add_row(*("-" if value is None else _short(value) for value in row))
     out.print(grid)
 
 
 def _short(value: object) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)
+    return f"{value:%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)

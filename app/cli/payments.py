@@ -24,7 +24,10 @@ def list_(
     client: Annotated[str | None, typer.Option(help="Only this client's.")] = None,
     number: Annotated[str | None, typer.Option("--msisdn", help="Only this payer's.")] = None,
     tid: Annotated[str | None, typer.Option(help="Only this K-Pay reference.")] = None,
-    needs_review: Annotated[bool | None, typer.Option("--needs-review/--no-review", help="Only these.")] = None,
+    needs_review: Annotated[
+        bool | None,
+        typer.Option("--needs-review/--no-needs-review", help="Only those that ask for a person, or that do not."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
     json: Json = False,
 ) -> None:
@@ -47,16 +50,14 @@ def list_(
         dump([_plain(row) for row in rows])
         return
     table(
-        ("created", "refid", "status", "amount", "method", "msisdn", "tid", "client", "review"),
+        ("created", "refid", "status", "amount", "payer", "client", "review"),
         [
             (
                 row.created_at,
                 row.refid,
                 row.status,
                 f"{row.amount:,} {row.currency}",
-                row.pmethod,
-                msisdn.masked(row.msisdn),
-                row.tid,
+                f"{row.pmethod} {msisdn.masked(row.msisdn)}",
                 row.client,
                 ", ".join(row.review_reasons) or None,
             )
@@ -118,6 +119,9 @@ def _print(row: "Row", events: Any, *, json: bool) -> None:  # noqa: ANN401 - ro
         dump({"payment": _plain(row), "events": Timeline.of(events).model_dump(mode="json")["items"]})
         return
     payment = _plain(row) | {"msisdn": msisdn.masked(row.msisdn), "cnumber": msisdn.masked(row.cnumber)}
+    payment["payaccount"] = row.payaccount and msisdn.masked(row.payaccount)
+    if row.failure_code:
+        payment["failure"] = f"{row.failure_code}: {row.failure_detail}"
     table(("", ""), [(name, value) for name, value in payment.items() if value not in (None, [], {})])
     out.print()
     table(

@@ -121,6 +121,6 @@ def play(stage: Stage) -> Iterator[Outcome]:
     for scene, refid in started:
         seen = scene.play(stage, refid)
         payment, entry = stage.wait(refid, 0), stage.ledger(refid)
-        said = f"{payment['status']}; {seen}; K-Pay says {entry['statusid']}, asked {entry['requests']}x"
+        said = f"{payment['status']}; {seen}; K-Pay says {entry['statusid']}, and got {entry['requests']} request"
         ended = (payment["status"], entry["statusid"], entry["requests"]) == (scene.status, scene.statusid, 1)
         yield Outcome(scene.title, refid, ended and not seen.endswith(_BAD_SIGNS), said)

@@ -1,4 +1,4 @@
-"""Anything K-Pay says that this service has never seen is counted and logged once (rules of truth, 10)."""
+"""Anything K-Pay says that this service has never seen is counted and logged once (docs/rules.md, 10)."""
 
 import structlog
 

@@ -35,7 +35,7 @@ class Message:
     """What one body says, in K-Pay's field names; an absent or empty member is None.
 
     `ambiguous` tells that a member stood twice with different values: such a message proves nothing.
-    `unseen` names members that this service does not know (rules of truth, 10).
+    `unseen` names members that this service does not know (docs/rules.md, 10).
     """
 
     tid: str | None = None

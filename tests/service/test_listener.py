@@ -1,4 +1,4 @@
-"""The listener row by row (CONTRACT section 4): what is acknowledged is stored, and a postback decides nothing."""
+"""The listener row by row: what is acknowledged is stored, and a postback decides nothing."""
 
 import json
 from collections import Counter

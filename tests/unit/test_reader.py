@@ -169,9 +169,9 @@ def test_any_json(value: dict[str, Any], ascii_only: bool, content_type: str) ->
 
 PRINTABLE = ANY_TEXT.map(lambda text: "".join(char for char in text if char.isprintable()).strip()).filter(bool)
 MEMBERS = {
-    "tid": PRINTABLE.filter(lambda text: text != "0"),
     "statusid": PRINTABLE.filter(lambda text: text not in {"1", "2", "3"}),
-    **dict.fromkeys(("refid", "momtransactionid", "payaccount", "statusdesc", "retcode", "reply", "url"), PRINTABLE),
+    **dict.fromkeys(("tid", "momtransactionid", "payaccount"), PRINTABLE.filter(lambda text: text != "0")),
+    **dict.fromkeys(("refid", "statusdesc", "retcode", "reply", "url"), PRINTABLE),
 }
 
 
