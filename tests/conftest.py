@@ -1,6 +1,8 @@
 """What the tests run on: a real PostgreSQL, a real service over HTTP, and the simulator, each a process of its own."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,15 +20,18 @@ QUICK = {
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """Run one server for all tests, its databases made from a migrated template."""
-    folder = tmp_path_factory.mktemp("postgres", numbered=False)
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o011)  # as root, the server runs as nobody
-    with running(folder / "data", ["-c", "max_connections=300"]) as server:
-        create_database(server, "kpayd_template", template="template0")
-        migrate(server.url_of("kpayd_template"))
-        yield server
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """Run one server for all tests, its databases made from a migrated template.
+
+    Not in pytest's own folder: every run of pytest closes that to others, and as root the server runs as nobody.
+    """
+    with tempfile.TemporaryDirectory(prefix="kpayd-tests-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        with running(folder / "data", ["-c", "max_connections=300"]) as server:
+            create_database(server, "kpayd_template", template="template0")
+            migrate(server.url_of("kpayd_template"))
+            yield server
 
 
 @pytest.fixture(scope="session")

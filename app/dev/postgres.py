@@ -103,8 +103,10 @@ class EmbeddedPostgres:
         pid_file = self._data / "postmaster.pid"
         try:
             os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
-        except (FileNotFoundError, ProcessLookupError, IndexError):
-            return
+        except (OSError, IndexError):
+            # It has stopped by itself, or its folder is gone: then only our own child can be told.
+            if self._child is not None:
+                self._child.terminate()
         if self._child is not None:
             self._child.wait(START_SECONDS)
         deadline = time.monotonic() + START_SECONDS
