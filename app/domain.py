@@ -223,7 +223,7 @@ def transition(payment: Snapshot, evidence: Evidence, rules: Rules) -> Decision:
 
 
 def _overtaken(payment: Snapshot, evidence: Evidence) -> bool:
-    """Whether "not yet" was said before the final word was: answers arrive in another order than they were given."""
+    """Whether this "not yet" was said before the final word: answers can arrive out of order."""
     if payment.final_at is None or evidence.says not in (Says.PENDING, Says.NOT_FOUND, Says.IN_DOUBT):
         return False
     asked_before = evidence.asked_at is not None and evidence.asked_at <= payment.final_at
@@ -345,5 +345,5 @@ def is_wake_unserved(payment: Snapshot, next_check_at: datetime | None, asked_at
 
 
 def agrees_with(says: Says) -> Status | None:
-    """Return the status that a postback saying `says` leaves nothing to ask about; any other one wakes a check."""
+    """Return the status that a postback saying `says` confirms; in any other status it wakes a check."""
     return {Says.PAID: Status.SUCCEEDED, Says.NOT_PAID: Status.FAILED}.get(says)

@@ -70,6 +70,16 @@ class Policy:
     checkout_hosts: frozenset[str]
 
 
+def may_send_payers_to(url: str, hosts: frozenset[str]) -> bool:
+    """Whether a payer's browser may be sent to `url`: by https (http on loopback) to one of `hosts`."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    return host in hosts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
+
+
 def snapshot(row: Row) -> Snapshot:
     """Return what `transition` needs of a row of `payments`."""
     failure = None
@@ -230,23 +240,13 @@ class _Work:
             told = {name: getattr(evidence, name) for name in ("statusid", "statusdesc", "payaccount", "retcode")}
             self.values |= {name: value for name, value in told.items() if value is not None}
         if evidence.source is Source.GATEWAY_REPLY:
-            self.values["checkout_url"] = self._checkout_url(evidence.checkout_url)
+            self.values["checkout_url"] = self._safe(evidence.checkout_url)
 
-    def _checkout_url(self, url: str | None) -> str | None:
-        """Return a URL that a payer may be sent to: on the gateway's own hosts only."""
-        if url is None:
-            return None
-        try:
-            parts = urlsplit(url)
-            host = parts.hostname or ""
-            secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
-            allowed = secure and host in self._policy.checkout_hosts
-        except ValueError:
-            allowed = False
-        if allowed:
-            return url
+    def _safe(self, checkout_url: str | None) -> str | None:
+        if checkout_url is None or may_send_payers_to(checkout_url, self._policy.checkout_hosts):
+            return checkout_url
         metrics.GATEWAY_UNSEEN.labels("checkout_host").inc()
-        log.error("K-Pay gave a checkout url on a host that is not KPAYD_CHECKOUT_HOSTS", refid=self._row.refid)
+        log.error("K-Pay's checkout url is on a host that KPAYD_CHECKOUT_HOSTS does not name", refid=self._row.refid)
         return None
 
     def _schedule(self, evidence: Evidence) -> None:

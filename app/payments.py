@@ -31,7 +31,7 @@ class Started:
 
 
 class Payments:
-    """The payments of one gateway: who starts them is who calls `start`."""
+    """Starts payments at one gateway."""
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ class Reconciler:
         return await self._check(row.refid, now) or row
 
     async def _claim(self, most: int) -> Sequence[Claim]:
-        """Lease up to `most` due payments, fewer while the breaker is open: then time alone goes on for the others."""
+        """Lease up to `most` due payments; while the breaker is open one probe, or none."""
         room = self.breaker.room(time.monotonic(), most)
         try:
             await self._let_expire(own=room < most)
@@ -122,7 +122,7 @@ class Reconciler:
             return [Claim(refid, now) for refid, now in await connection.execute(statement)]
 
     async def _let_expire(self, *, own: bool) -> None:
-        """Let the time of open payments run out that nobody asks about: another gateway's, and ours where `own`."""
+        """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`."""
         query = select(payments.c.refid).where(
             payments.c.next_check_at <= func.now(),
             payments.c.expires_at <= func.now(),

@@ -73,5 +73,6 @@ def options(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - uvicorn's own
         "log_config": None,
         "proxy_headers": False,  # who is trusted is KPAYD_TRUSTED_PROXIES' to say
         "server_header": False,
+        "timeout_keep_alive": 75,  # longer than a proxy before us keeps its idle connections
         **more,
     }

@@ -84,7 +84,10 @@ async def _take_in(parts: Context, refid: str, message: Message | None, raw: Raw
 
 
 def _changes_something(parts: Context, row: Row, evidence: Evidence) -> bool:
-    """Whether the payment must be locked and written for this postback: under `CONFIRM=always` hardly ever."""
+    """Whether this postback seems to change more than the inbox wrote: under `CONFIRM=always` hardly ever.
+
+    It saves a lock. `take_in` decides again under the lock, so a wrong guess here costs time and no truth.
+    """
     before = snapshot(row)
     after = transition(before, evidence, parts.intake.policy.rules)
     return bool(after.reviews) or (after.status, after.tid, after.momtransactionid) != (
