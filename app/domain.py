@@ -320,16 +320,17 @@ def next_check(payment: Snapshot, rules: Rules, now: datetime, jitter: float) ->
     rested = replace(payment, wake_step=None)
     if payment.status is Status.EXPIRED:
         return EXPIRED_CHECK * jitter, rested
-    seconds = rules.check_schedule[min(payment.check_step, len(rules.check_schedule) - 1)] * jitter
+    step = min(payment.check_step, len(rules.check_schedule) - 1)
+    seconds = rules.check_schedule[step] * jitter
     if payment.status is Status.FAILED:
         if not payment.recheck:
             return None, rested
         # `wake_step` stays: as long as a postback disagrees, "not found" does not end the looking.
-        return max(seconds, rules.unknown_grace * jitter), replace(payment, check_step=payment.check_step + 1)
+        return max(seconds, rules.unknown_grace * jitter), replace(payment, check_step=step + 1)
     if payment.status is Status.CREATED and now < grace_end(payment, rules):
         # The first 611 that can be believed is asked for as soon as it can be.
         seconds = min(seconds, (grace_end(payment, rules) - now).total_seconds())
-    return _not_past_expiry(payment, seconds, now), replace(rested, check_step=payment.check_step + 1)
+    return _not_past_expiry(payment, seconds, now), replace(rested, check_step=step + 1)
 
 
 def _not_past_expiry(payment: Snapshot, seconds: float, now: datetime) -> float:

@@ -157,3 +157,10 @@ def test_open_is_never_without_a_check(
 def test_postback_that_tells_nothing_new(says: Says, status: Status | None) -> None:
     """A postback leaves nothing to ask about only where it repeats a final word."""
     assert agrees_with(says) is status
+
+
+@pytest.mark.parametrize("status", [Status.PENDING, Status.FAILED])
+def test_steps_do_not_grow_for_ever(status: Status) -> None:
+    """However often a payment is looked at, its step stays within the schedule: the column is a small one."""
+    asked = payment(status, check_step=len(RULES.check_schedule))
+    assert next_check(asked, RULES, at(0), STEADY)[1].check_step == len(RULES.check_schedule)
