@@ -8,6 +8,7 @@ import pytest
 
 from app.dev.postgres import EmbeddedPostgres, running
 from app.schema import migrate
+from tests.fault_table import Results
 from tests.support import Service, Simulator, create_database, run_service, run_simulator
 
 QUICK = {
@@ -17,6 +18,16 @@ QUICK = {
     "GATEWAY_TIMEOUT": "2",
 }
 """Settings with which everything that takes minutes takes seconds."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the option that writes the fault table."""
+    parser.addoption("--fault-table", type=Path, metavar="FILE", help="write the table of faults and how they went")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Note how the tests of faults go."""
+    config.pluginmanager.register(Results(config.getoption("--fault-table")), "fault-table")
 
 
 @pytest.fixture(scope="session")

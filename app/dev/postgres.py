@@ -103,6 +103,11 @@ class EmbeddedPostgres:
         return f"postgresql://postgres@/{database}?host={quote(str(self._socket), safe='')}"
 
     @property
+    def socket(self) -> Path:
+        """The Unix socket that the server listens on."""
+        return self._socket / f".s.PGSQL.{os.environ.get('PGPORT', '5432')}"
+
+    @property
     def log(self) -> Path:
         """Where the server writes what it has to say."""
         return self._data.with_name(self._data.name + ".log")
@@ -124,12 +129,20 @@ class EmbeddedPostgres:
                 self._child = self._launch()
             time.sleep(0.05)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send the server's first process a signal; raises `OSError` where it is not running."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        except IndexError as exc:
+            raise ProcessLookupError(self._data) from exc
+        os.kill(pid, number)
+
     def stop(self) -> None:
         """Stop the server fast: transactions in flight are rolled back, everything committed stays."""
         pid_file = self._data / "postmaster.pid"
         try:
-            os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
-        except (OSError, IndexError):
+            self.signal(signal.SIGINT)
+        except OSError:
             # It has stopped by itself, or its folder is gone: then only our own child can be told.
             if self._child is not None:
                 self._child.terminate()
