@@ -20,6 +20,8 @@ KEY_PREFIX = "kpk_"
 REMEMBERED_SECONDS = 5.0
 """How long a process trusts a look-up: a revoked key dies within this time."""
 
+_SEEN_SECONDS = 3_600.0
+
 
 class ClientError(Exception):
     """An operator's request about a client that cannot be met; the message says why."""
@@ -67,6 +69,11 @@ class Clients:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: TTLCache[bytes, Client | None] = TTLCache(1024, REMEMBERED_SECONDS, time.monotonic)
+        self._seen: TTLCache[bytes, bool] = TTLCache(1024, _SEEN_SECONDS, time.monotonic)
+
+    def has_seen(self, key: str) -> bool:
+        """Whether `key` was somebody's within the last hour: then it is no guess."""
+        return _hash(key) in self._seen
 
     async def by_key(self, key: str) -> Client | None:
         """Return the client that `key` belongs to, or None: unknown and revoked look the same."""
@@ -79,6 +86,8 @@ class Clients:
             async with self._database.autocommit() as connection:
                 row = (await connection.execute(query)).one_or_none()
             client = Client(row.name, frozenset(row.scopes)) if row else None
+            if client is not None:
+                self._seen[hashed] = True
             self._known[hashed] = client
             return client
 

@@ -1,99 +1,161 @@
 """Engines: how this service talks to PostgreSQL, with every wait bounded.
 
-A statement, a connect and the wait for a connection each have a limit, so that a database that has gone silent makes
-an error within seconds and not a hang. Parameters never appear in an error's text.
+Whatever is asked of the database has one limit of time, waiting for a connection and the commit included, so that a
+database that has gone silent makes an error and not a hang. Parameters never appear in an error's text.
 """
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
 """What an unreachable, full, read-only or overtaxed database raises, wherever in the stack it shows."""
 
-STATEMENT_SECONDS = 2.0
-CONNECT_SECONDS = 2.0
-POOL_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
+"""How long anything may take that is asked of the database, all told."""
 
+_CONNECT_SECONDS = 1.5  # shorter, so that a second host of the URL has its turn
 _RENAMED = {"sslmode": "ssl"}
 _OURS = {"connect_timeout", "application_name"}  # libpq's; this service sets both itself
+_READ_ONLY = "25006"
+
+
+class CommitInDoubt(ConnectionError):  # noqa: N818 - the name says what it is
+    """COMMIT failed: it may have landed all the same. Read again before anybody is told anything."""
 
 
 def async_url(url: str) -> str:
-    """Return a user's PostgreSQL URL as SQLAlchemy's for asyncpg."""
+    """Return a user's PostgreSQL URL as SQLAlchemy's for asyncpg; several hosts may stand in it, as libpq has them."""
     parts = urlsplit(re.sub(r"^(postgresql|postgres)(\+asyncpg)?://", "postgresql+asyncpg://", url))
     query = [(_RENAMED.get(name, name), value) for name, value in parse_qsl(parts.query) if name not in _OURS]
-    rest = urlunsplit(("", parts.netloc, parts.path, urlencode(query), "")).removeprefix("//")
+    who, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        query += [("host", host if ":" in host else f"{host}:5432") for host in hosts.split(",")]
+        hosts = ""
+    rest = urlunsplit(("", who + at + hosts or "@", parts.path, urlencode(query), "")).removeprefix("//")
     return f"{parts.scheme}://{rest}"
 
 
-def make_engine(url: str, *, pool: int, statement_seconds: float | None = STATEMENT_SECONDS) -> AsyncEngine:
-    """Return an engine that holds at most `pool` connections; the caller disposes of it."""
-    return create_async_engine(
+def make_engine(url: str, *, pool: int, pooled: bool = False) -> AsyncEngine:
+    """Return an engine that holds at most `pool` connections; the caller disposes of it.
+
+    `pooled` is for a pooler that gives each transaction another connection (pgbouncer): nothing is prepared ahead, and
+    no option is set that it would refuse.
+    """
+    arguments: dict[str, Any] = {"timeout": _CONNECT_SECONDS, "server_settings": {"application_name": "kpayd"}}
+    if pooled:
+        arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        arguments["prepared_statement_name_func"] = str  # no name: gone with the next one, whoever prepares it
+    else:
+        # A server that notices when we have gone lets go of locks that nobody waits for any more. No
+        # statement_timeout: it would end COMMIT's wait for a synchronous standby, and call that a success.
+        arguments["server_settings"] |= {"timezone": "UTC", "jit": "off", "client_connection_check_interval": "1s"}
+    engine = create_async_engine(
         async_url(url),
         pool_size=pool,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,  # never waited for: `Database` lets in no more than the pool holds
+        pool_timeout=ANSWER_SECONDS,  # never waited for: `Database` lets in no more than the pool holds
         pool_pre_ping=False,
         pool_recycle=1800,
         hide_parameters=True,
-        connect_args={
-            "timeout": CONNECT_SECONDS,
-            "command_timeout": statement_seconds,
-            "server_settings": {"application_name": "kpayd", "timezone": "UTC", "jit": "off"},
-        },
+        connect_args=arguments,
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _leave_read_only)
+    return engine
+
+
+def _refuse_closed(connection: Any, *_: object) -> None:  # noqa: ANN401 - the driver's
+    """Let the pool open another connection where this one has ended while nobody used it."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _leave_read_only(context: ExceptionContext) -> None:
+    """Give up connections to a server that takes no writes: after a failover another one does."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 class Database:
-    """One pool of connections with the two ways of using it.
+    """One pool of connections with the two ways of using it. Both raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
 
     Whoever waits for a connection waits in line: SQLAlchemy's own pool lets newcomers overtake, and under load the
     same few callers wait until their time is up.
     """
 
-    def __init__(self, engine: AsyncEngine, connections: int) -> None:
+    def __init__(self, engine: AsyncEngine, connections: int, *, pooled: bool = False) -> None:
         self.engine = engine
-        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Behind a pooler a statement alone may be prepared on one connection and executed on another.
+        self._autocommit = engine if pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._line = asyncio.Semaphore(connections)
+        self._waited = 0.0
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the last caller stood in line for a connection; 0 where nobody does."""
+        return self._waited if self._line.locked() else 0.0
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection for single statements, each its own transaction (a quarter cheaper for reads)."""
-        await self._wait_in_line()
-        try:
-            async with self._autocommit.connect() as connection:
-                yield connection
-        finally:
-            self._line.release()
+        async with self._connected(self._autocommit) as connection:
+            yield connection
+            await connection.commit()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection in a transaction; leaving the block commits, and only then may anybody be told."""
-        await self._wait_in_line()
-        try:
-            async with self.engine.begin() as connection:
-                yield connection
-        finally:
-            self._line.release()
+        """Yield a connection in a transaction; leaving the block commits, and only then may anybody be told.
 
-    async def _wait_in_line(self) -> None:
-        async with asyncio.timeout(POOL_SECONDS):
-            await self._line.acquire()
+        Raises `CommitInDoubt` where it was the commit that failed.
+        """
+        async with self._connected(self.engine) as connection:
+            yield connection
+            try:
+                await connection.commit()
+            except UNAVAILABLE as exc:
+                raise CommitInDoubt(type(exc).__name__) from exc
+
+    @asynccontextmanager
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            began = time.monotonic()
+            async with self._line:
+                self._waited = time.monotonic() - began
+                async with engine.connect() as connection:
+                    try:
+                        yield connection
+                    except asyncio.CancelledError:
+                        await _drop(connection)
+                        raise
+
+
+async def _drop(connection: AsyncConnection) -> None:
+    """Hang up at once: a server that does not answer would not answer a goodbye either."""
+    if connection.invalidated:
+        return
+    driver = (await connection.get_raw_connection()).driver_connection
+    if driver is not None:
+        driver.terminate()
+    await connection.invalidate()
 
 
 @asynccontextmanager
-async def open_database(url: str, *, pool: int) -> AsyncIterator[Database]:
+async def open_database(url: str, *, pool: int, pooled: bool = False) -> AsyncIterator[Database]:
     """Yield a `Database` and close its connections afterwards."""
-    engine = make_engine(url, pool=pool)
+    engine = make_engine(url, pool=pool, pooled=pooled)
     try:
-        yield Database(engine, pool)
+        yield Database(engine, pool, pooled=pooled)
     finally:
         await engine.dispose()
 

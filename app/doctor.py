@@ -33,7 +33,7 @@ async def examine() -> list[Finding]:
     except SettingsError as exc:
         return [Finding("settings", ok=False, detail=line) for line in exc.lines]
     findings = [Finding("settings", ok=True, detail="complete")]
-    async with open_database(settings.database_url, pool=1) as database:
+    async with open_database(settings.database_url, pool=1, pooled=settings.database_pooled) as database:
         findings += await _database(database)
     findings.append(await _gateway(settings))
     findings.append(await _public_url(settings))

@@ -6,6 +6,7 @@ stores the raw bodies, writes the timeline and wakes a check for every payment t
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from sqlalchemy import text
 
 from app import metrics
 from app.bell import Bell
-from app.database import UNAVAILABLE, Database, sqlstate
+from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, sqlstate
 from app.domain import Evidence, agrees_with
 from app.models import Row
 from app.raw import Raw
@@ -23,7 +24,8 @@ log = structlog.get_logger()
 
 MOST_IN_A_BATCH = 256
 MOST_WAITING = 2_048
-WAIT_SECONDS = 4.0
+MOST_OF_ONE = 256
+"""How many different postbacks of one payment may wait: a storm of one must leave room for all others."""
 
 _LONGEST = {"tid": 64, "momtransactionid": 64, "payaccount": 64, "statusid": 16, "statusdesc": 500}
 _OF_ONE_ROW = ("22", "23", "40", "54")
@@ -50,6 +52,7 @@ class Inbox:
         self._database = database
         self._bell = bell
         self._waiting: dict[tuple[str, bytes], tuple[Postback, asyncio.Future[Row | None]]] = {}
+        self._waiting_of: Counter[str] = Counter()
         self._arrived = asyncio.Event()
 
     async def put(self, postback: Postback) -> Row | None:
@@ -60,15 +63,16 @@ class Inbox:
         key = (postback.refid, postback.raw.digest)
         if key in self._waiting:
             stored = self._waiting[key][1]
-        elif len(self._waiting) >= MOST_WAITING:
+        elif len(self._waiting) >= MOST_WAITING or self._waiting_of[postback.refid] >= MOST_OF_ONE:
             raise Full
         else:
             stored = asyncio.get_running_loop().create_future()
             # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
             stored.add_done_callback(lambda future: future.cancelled() or future.exception())
             self._waiting[key] = (postback, stored)
+            self._waiting_of[postback.refid] += 1
             self._arrived.set()
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS):
             return await asyncio.shield(stored)
 
     async def run(self) -> None:
@@ -86,6 +90,7 @@ class Inbox:
                 break
             taken.setdefault(key[0], key)
         batch = [self._waiting.pop(key) for key in sorted(taken.values())]
+        self._waiting_of -= Counter(taken.keys())
         if not self._waiting:
             self._arrived.clear()
         return batch

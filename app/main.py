@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from app import __version__, logs
 from app.api import health, problems
 from app.api import payments as payments_api
-from app.api.asgi import Authentication, BodyLimit
+from app.api.asgi import Admission, Authentication, BodyLimit, Farewell
 from app.api.context import Context
 from app.api.returl import PATH, returl
 from app.bell import Bell
@@ -21,12 +21,14 @@ from app.breaker import Breaker
 from app.clients import Clients
 from app.database import Database, open_database
 from app.domain import Rules
+from app.guesses import Guesses
 from app.inbox import Inbox
 from app.intake import Intake
 from app.intake import Policy as IntakePolicy
 from app.kpay import client as kpay
 from app.kpay.request import Merchant
 from app.kpay.unseen import Unseen
+from app.load import Load
 from app.macs import Macs
 from app.orders import Terms
 from app.payments import Payments
@@ -51,7 +53,9 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     """Open everything a service is made of, and close it in the opposite order."""
     async with AsyncExitStack() as stack:
         pool = [
-            await stack.enter_async_context(open_database(settings.database_url, pool=size))
+            await stack.enter_async_context(
+                open_database(settings.database_url, pool=size, pooled=settings.database_pooled)
+            )
             for size in (API_CONNECTIONS, INBOX_CONNECTIONS, WORKER_CONNECTIONS)
         ]
         endpoint = kpay.Endpoint(
@@ -106,6 +110,8 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
         macs=macs,
         bell=bell,
         unseen=unseen,
+        load=Load(lambda: api.waiting_seconds),
+        guesses=Guesses(),
         schema=Schema.of_this_code(),
     )
 
@@ -115,9 +121,9 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings) as parts, background(parts.inbox.run()):
+        async with open_context(settings) as parts, background(parts.inbox.run(), parts.load.watch()):
             app.state.context = parts
-            set_on_signal(parts.stopping, alone=False)
+            set_on_signal(parts.stopping, alone=False, delay=settings.stop_delay)
             # A third of the cost under load was the collector walking what start-up had made.
             gc.collect()
             gc.freeze()
@@ -138,6 +144,8 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Authentication)
+    app.add_middleware(Admission)
+    app.add_middleware(Farewell)
     app.add_middleware(CorrelationIdMiddleware)
     app.include_router(payments_api.router)
     app.include_router(health.router)

@@ -28,6 +28,8 @@ POSTBACKS = Counter("kpayd_postbacks", "Postbacks by the answer they got", ["ans
 POSTBACK_BATCH = Histogram(
     "kpayd_postback_batch", "Postbacks stored by one commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
+SHED = Counter("kpayd_shed", "Calls turned away because this process is behind", ["kind"])
+WRONG_KEYS = Counter("kpayd_wrong_keys", "Calls with a key that nobody has")
 UNKNOWN_PAYMENTS = Counter(
     "kpayd_postbacks_unknown_payment",
     "Authentic postbacks for a payment that is not in the database: was one restored?",

@@ -56,6 +56,7 @@ payments = Table(
     _text("refid"),
     _text("client"),
     Column("fingerprint", LargeBinary, nullable=False),
+    _text("attempt", null=True),  # of those that tried to record it, the one that did and sends it
     Column("amount", BigInteger, nullable=False),
     _text("currency"),
     _text("pmethod"),
@@ -97,6 +98,8 @@ payments = Table(
     Column("recheck", Boolean, nullable=False, server_default=text("false")),
     _time("checked_at", null=True),
     _time("leased_until", null=True),
+    # When personal data was taken out (app.retention).
+    _time("pruned_at", null=True),
     PrimaryKeyConstraint("refid"),
     CheckConstraint(f"status IN ({_STATUSES})", name="status"),
     CheckConstraint("amount > 0", name="amount"),

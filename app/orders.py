@@ -3,6 +3,7 @@
 The primary key is the guard: of any number of callers with the same `refid`, one inserts, and only that one sends.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -13,14 +14,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import ColumnElement, Interval, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database
+from app.database import ANSWER_SECONDS, CommitInDoubt, Database
 from app.domain import OPEN, Source, Status
 from app.jitter import jitter
 from app.models import Row, claims, events, payments
+
+log = structlog.get_logger()
 
 IDEMPOTENCY_KEY = "idempotency-key"
 ORDER = "orderid"
@@ -92,7 +96,7 @@ def _after(name: str) -> ColumnElement[datetime]:
 
 
 # Made once: making a statement costs more than running it.
-_GIVEN = (*NewPayment.__slots__, "client", "fingerprint", "gateway", "status", "last_seq")
+_GIVEN = (*NewPayment.__slots__, "client", "fingerprint", "attempt", "gateway", "status", "last_seq")
 _INSERT = (
     upsert(payments)
     .values(
@@ -105,21 +109,52 @@ _INSERT = (
 )
 
 
+_LANDED = select(payments).where(payments.c.refid == bindparam("of"), payments.c.attempt == bindparam("by"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Who tries to record what name: whoever's `attempt` stands in the row is the one that may send it."""
+
+    refid: str
+    client: str
+    terms: Terms
+    attempt: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
 async def record(
     database: Database, order: NewPayment, client: str, idempotency_key: str | None, terms: Terms
 ) -> tuple[Row, bool]:
     """Insert the payment and commit; return it and True, or the one that the same request made before and False.
 
-    Raises `Conflict` where the refid, the key or the order belongs to another payment; then nothing is written.
+    Raises `Conflict` where the refid, the key or the order belongs to another payment; then nothing is written. An
+    error on COMMIT is followed by a look whether it landed: only then is it an error of this function, too.
     """
     refid = order.refid or (derived_refid(client, idempotency_key) if idempotency_key else new_refid())
+    mine = _Attempt(refid, client, terms)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        try:
+            return await _record(database, order, idempotency_key, mine)
+        except CommitInDoubt:
+            async with database.autocommit() as connection:
+                row = (await connection.execute(_LANDED, {"of": refid, "by": mine.attempt})).one_or_none()
+            if row is None:
+                raise
+            log.warning("COMMIT failed and had landed", refid=refid)
+            return row, True
+
+
+async def _record(
+    database: Database, order: NewPayment, idempotency_key: str | None, mine: "_Attempt"
+) -> tuple[Row, bool]:
+    refid, client = mine.refid, mine.client
     async with database.transaction() as connection:
         if idempotency_key is not None:
             holder = await _claim(connection, client, IDEMPOTENCY_KEY, idempotency_key, refid)
             if order.refid is not None and holder != refid:
                 raise Conflict("idempotency_key_reused", "this Idempotency-Key was used for another refid", holder)
             refid = holder
-        row = await _insert(connection, refid, order, client, terms)
+        row = await _insert(connection, refid, order, mine)
         if row is None:
             return await _existing(connection, refid, order, client, by_key=order.refid is None), False
         if order.orderid is not None:
@@ -127,11 +162,13 @@ async def record(
     return row, True
 
 
-async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, client: str, terms: Terms) -> Row | None:
+async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mine: "_Attempt") -> Row | None:
+    terms = mine.terms
     values = asdict(order) | {
         "refid": refid,
-        "client": client,
+        "client": mine.client,
         "fingerprint": order.fingerprint(),
+        "attempt": mine.attempt,
         "gateway": terms.gateway,
         "status": Status.CREATED,
         "last_seq": 1,

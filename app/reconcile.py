@@ -67,6 +67,8 @@ class Reconciler:
         self._gateway = gateway
         self._lease_time = timedelta(seconds=gateway_timeout + _LEASE_MARGIN)
         self._concurrency = concurrency
+        self._asking: dict[str, asyncio.Task[Row | None]] = {}
+        self._following: dict[str, asyncio.Task[Row | None]] = {}
         self.breaker = breaker
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -85,10 +87,29 @@ class Reconciler:
             await asyncio.wait(under_way)
 
     async def check_now(self, row: Row) -> Row:
-        """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that."""
-        async with self._database.autocommit() as connection:
-            now = (await connection.execute(select(func.now()))).scalar_one()
-        return await self._check(row.refid, now) or row
+        """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that.
+
+        One question at a time: whoever comes while it is under way shares the next one, which is put after they came.
+        """
+        question = self._following.get(row.refid)
+        if question is None:
+            question = asyncio.create_task(self._check_in_turn(row.refid, self._asking.get(row.refid)))
+            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
+            question.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._following[row.refid] = question
+        return await asyncio.shield(question) or row
+
+    async def _check_in_turn(self, refid: str, before: "asyncio.Task[Row | None] | None") -> Row | None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._asking[refid] = mine = self._following.pop(refid)
+        try:
+            async with self._database.autocommit() as connection:
+                now = (await connection.execute(select(func.now()))).scalar_one()
+            return await self._check(refid, now)
+        finally:
+            if self._asking[refid] is mine:
+                del self._asking[refid]
 
     async def _claim(self, most: int) -> Sequence[Claim]:
         """Lease up to `most` due payments; while the breaker is open one probe, or none."""

@@ -112,14 +112,17 @@ WebUrl = Annotated[str, AfterValidator(_web_url)]
 
 
 class DatabaseSettings(BaseSettings):
-    """The one setting that `migrate` and the operator's look-ups need."""
+    """What `migrate` and the operator's look-ups need."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
-        repr=False, description="`postgresql://user:password@host:5432/name`"
+        repr=False, description="`postgresql://user:password@host:5432/name`; several hosts separated by commas"
+    )
+    database_pooled: bool = Field(
+        default=False, description="whether a pooler shares connections between transactions (pgbouncer)"
     )
 
 
@@ -166,6 +169,13 @@ class Settings(DatabaseSettings):
     checkout_hosts: Csv = Field(
         default=["pay.esicia.rw", "pay.esicia.com"],
         description="hosts, besides `GATEWAY_URL`'s own, that a `checkout_url` may send a payer to",
+    )
+    stop_delay: float = Field(
+        default=5,
+        ge=0,
+        le=300,
+        allow_inf_nan=False,
+        description="seconds after SIGTERM in which `/readyz` says 503 and requests are still taken",
     )
     log_format: Literal["json", "console"] = Field(default="json", description="`json` or `console`")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")

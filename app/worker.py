@@ -47,15 +47,20 @@ def _died(task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def set_on_signal(stopping: asyncio.Event, *, alone: bool) -> None:
-    """Set `stopping` on SIGTERM and SIGINT; unless `alone`, whoever handled them before (the server) does so too."""
+def set_on_signal(stopping: asyncio.Event, *, alone: bool, delay: float = 0.0) -> None:
+    """Set `stopping` on SIGTERM and SIGINT; unless `alone`, whoever handled them before (the server) does so too.
+
+    After SIGTERM the server goes on for `delay` seconds: a load balancer must see that it is stopping before it stops
+    listening, or requests are refused. SIGINT, and a second SIGTERM, mean now.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
 
         def handle(received: int, frame: FrameType | None, before: Any = before) -> None:  # noqa: ANN401 - what signal gives
+            later = delay if received == signal.SIGTERM and not stopping.is_set() else 0.0
             loop.call_soon_threadsafe(stopping.set)
             if callable(before) and not alone:
-                before(received, frame)
+                loop.call_soon_threadsafe(loop.call_later, later, before, received, frame)
 
         signal.signal(number, handle)

@@ -241,6 +241,7 @@ def settings(database_url: str, gateway_url: str, port: int, more: Mapping[str, 
         "GATEWAY_PASSWORD": "kpay",
         "RETAILERID": "02",
         "SECRET_KEYS": SECRET_KEY,
+        "STOP_DELAY": "0",
     }
     return {f"KPAYD_{name}": value for name, value in (own | dict(more)).items()}
 

@@ -9,7 +9,8 @@ import asyncio
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.context import parts_of
+from app import metrics
+from app.api.context import parts_of, remote_address
 from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
 
@@ -17,10 +18,55 @@ MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
 
 
+class Farewell:
+    """Closes each connection after its answer once the service is stopping: the next one is led elsewhere."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        stopping = scope["type"] == "http" and parts_of(Request(scope)).stopping
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and stopping.is_set():
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing if stopping else send)
+
+
+class Admission:
+    """Answers 503 to calls under `/v1/` while this process is behind: reads first, then starts, never a postback.
+
+    Before anything else is spent on them, so that what was begun is finished and the queues drain.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            kind, most = ("start", 2.0) if _is_start(scope) else ("read", 1.0)
+            if parts_of(Request(scope)).load.pressure >= most:
+                metrics.SHED.labels(kind).inc()
+                detail = "more calls come than can be served; nothing was done about this one; send it again"
+                headers = {"Retry-After": "1"}
+                await Problem(503, "overloaded", detail, headers=headers).response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_start(scope: Scope) -> bool:
+    return bool(scope["method"] == "POST" and scope["path"] == "/v1/payments")
+
+
 class Authentication:
     """Answers 401 to a call under `/v1/` without a valid key, and leaves the client in `request.state.client`.
 
-    Before the body is read: nobody's body is neither waited for nor discussed.
+    Before the body is read: nobody's body is neither waited for nor discussed. An address that has sent too many
+    wrong keys is answered 429, but for keys that are known to be somebody's.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,13 +76,23 @@ class Authentication:
         """Handle one request."""
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             request = Request(scope)
+            parts = parts_of(request)
             kind, _, key = request.headers.get("authorization", "").partition(" ")
+            address = remote_address(request, parts.settings.trusted_proxies)
+            if parts.guesses.too_many(address) and not parts.clients.has_seen(key.strip()):
+                detail = "too many wrong keys came from this address; wait a minute"
+                problem = Problem(429, "too_many_wrong_keys", detail, headers={"Retry-After": "60"})
+                await problem.response()(scope, receive, send)
+                return
             try:
-                client = await parts_of(request).clients.by_key(key.strip()) if kind.lower() == "bearer" else None
+                client = await parts.clients.by_key(key.strip()) if kind.lower() == "bearer" else None
             except UNAVAILABLE as exc:
                 await (await unavailable(request, exc))(scope, receive, send)
                 return
             if client is None:
+                if key:
+                    metrics.WRONG_KEYS.inc()
+                    parts.guesses.note(address)
                 problem = Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
                 await problem.response()(scope, receive, send)
                 return

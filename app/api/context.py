@@ -14,9 +14,11 @@ from app.bell import Bell
 from app.clients import Client, Clients
 from app.database import Database
 from app.domain import Scope
+from app.guesses import Guesses
 from app.inbox import Inbox
 from app.intake import Intake
 from app.kpay.unseen import Unseen
+from app.load import Load
 from app.macs import Macs
 from app.payments import Payments
 from app.reconcile import Reconciler
@@ -38,6 +40,8 @@ class Context:
     macs: Macs
     bell: Bell
     unseen: Unseen
+    load: Load
+    guesses: Guesses
     schema: Schema
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 

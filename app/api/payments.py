@@ -26,7 +26,8 @@ _MEANINGS = {
     409: "The refid, the Idempotency-Key or the order is taken; or the payment is another gateway's",
     413: "The body is over 64 KiB",
     422: "Some fields are at fault; `errors` names each",
-    503: "The database is out of reach: nothing was recorded, and nothing was sent; try again",
+    429: "Too many wrong keys came from this address",
+    503: "Behind, or the database is out of reach: nothing was recorded, and nothing was sent; try again",
 }
 
 
@@ -35,7 +36,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
-router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 408, 413, 422, 503))
+router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 408, 413, 422, 429, 503))
 
 Refid = Annotated[str, Path(description="The payment's refid")]
 

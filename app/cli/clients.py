@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from app.cli.output import Json, call, dump, err, fail, out, table
+from app.cli.output import Json, dump, err, fail, in_database, out, table
 from app.domain import Scope
-from app.settings import DatabaseSettings, load
 
 if TYPE_CHECKING:
     from app.clients import Clients, Credentials
@@ -25,14 +24,9 @@ _LONGEST_NAME = 64
 
 def _with_clients(work: "Callable[[Clients], Awaitable[T]]") -> T:
     from app.clients import ClientError, Clients
-    from app.database import open_database
-
-    async def run() -> T:
-        async with open_database(load(DatabaseSettings).database_url, pool=1) as database:
-            return await work(Clients(database))
 
     try:
-        return call(run())
+        return in_database(lambda database: work(Clients(database)))
     except ClientError as exc:
         fail(str(exc))
 

@@ -3,13 +3,18 @@
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from app.settings import DatabaseSettings, load
+
+if TYPE_CHECKING:
+    from app.database import Database
 
 T = TypeVar("T")
 
@@ -33,6 +38,19 @@ def call(work: Coroutine[Any, Any, T]) -> T:
     except UNAVAILABLE as exc:
         cause = str(exc.__cause__ or exc).splitlines()[0] if str(exc) else type(exc).__name__
         fail(f"the database cannot be used: {cause} (KPAYD_DATABASE_URL; is the schema there? kpayd migrate)")
+
+
+def in_database(work: "Callable[[Database], Awaitable[T]]") -> T:
+    """Run a command's work on the database that the settings name."""
+    from app.database import open_database
+
+    settings = load(DatabaseSettings)
+
+    async def run() -> T:
+        async with open_database(settings.database_url, pool=1, pooled=settings.database_pooled) as database:
+            return await work(database)
+
+    return call(run())
 
 
 def dump(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds

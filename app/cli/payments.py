@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app import msisdn
-from app.cli.output import Json, call, dump, fail, out, table
+from app.cli.output import Json, call, dump, fail, in_database, out, table
 from app.domain import Status
-from app.settings import DatabaseSettings, Settings, load
+from app.settings import Settings, load
 
 if TYPE_CHECKING:
-    from app import reads
+    from app.database import Database
     from app.models import Row
 
 app = typer.Typer(help="Payments: list, show, check.", no_args_is_help=True)
@@ -33,7 +33,6 @@ def list_(
 ) -> None:
     """List payments of all clients, newest first."""
     from app import reads
-    from app.database import open_database
 
     try:
         normal = number and msisdn.normalise(number)
@@ -41,11 +40,7 @@ def list_(
         fail(f"--msisdn {exc}", 2)
     wanted = reads.Filter(status=status, msisdn=normal, tid=tid, needs_review=needs_review)
 
-    async def find() -> "reads.Page":
-        async with open_database(load(DatabaseSettings).database_url, pool=1) as database:
-            return await reads.page(database, wanted, limit=limit, client=client)
-
-    rows = call(find()).items
+    rows = in_database(lambda database: reads.page(database, wanted, limit=limit, client=client)).items
     if json:
         dump([_plain(row) for row in rows])
         return
@@ -70,13 +65,11 @@ def list_(
 def show(refid: Refid, json: Json = False) -> None:
     """Show a payment and its timeline."""
     from app import reads
-    from app.database import open_database
 
-    async def find() -> "tuple[Row | None, Any]":
-        async with open_database(load(DatabaseSettings).database_url, pool=1) as database:
-            return await reads.one(database, refid), await reads.timeline(database, refid)
+    async def find(database: "Database") -> "tuple[Row | None, Any]":
+        return await reads.one(database, refid), await reads.timeline(database, refid)
 
-    row, events = call(find())
+    row, events = in_database(find)
     if row is None:
         fail(f"there is no payment {refid!r}")
     _print(row, events, json=json)

@@ -75,6 +75,7 @@ def started(
             "RETAILERID": "02",
             "SECRET_KEYS": kept["secret_key"],
             "LOG_FORMAT": "console",
+            "STOP_DELAY": "0",
         }
         env = environment() | {f"{PREFIX}{name}": value for name, value in own.items()} | dict(settings or {})
         simulator = ["simulator", "--port", str(simulator_port), "--payer-delay", str(payer_delay)]
