@@ -42,7 +42,7 @@ def async_url(url: str) -> str:
     if "," in hosts:
         query += [("host", host if ":" in host else f"{host}:5432") for host in hosts.split(",")]
         hosts = ""
-    rest = urlunsplit(("", who + at + hosts or "@", parts.path, urlencode(query), "")).removeprefix("//")
+    rest = urlunsplit(("", who + at + hosts, parts.path, urlencode(query), "")).removeprefix("//")
     return f"{parts.scheme}://{rest}"
 
 
@@ -71,6 +71,7 @@ def make_engine(url: str, *, pool: int, pooled: bool = False) -> AsyncEngine:
         connect_args=arguments,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "invalidate", _hang_up)
     event.listen(engine.sync_engine, "handle_error", _leave_read_only)
     return engine
 
@@ -79,6 +80,11 @@ def _refuse_closed(connection: Any, *_: object) -> None:  # noqa: ANN401 - the d
     """Let the pool open another connection where this one has ended while nobody used it."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _hang_up(connection: Any, *_: object) -> None:  # noqa: ANN401 - the driver's
+    """Say no goodbye: SQLAlchemy would wait two seconds for a server that does not answer."""
+    connection.driver_connection.terminate()
 
 
 def _leave_read_only(context: ExceptionContext) -> None:
@@ -136,18 +142,9 @@ class Database:
                     try:
                         yield connection
                     except asyncio.CancelledError:
-                        await _drop(connection)
+                        if not connection.invalidated:
+                            await connection.invalidate()
                         raise
-
-
-async def _drop(connection: AsyncConnection) -> None:
-    """Hang up at once: a server that does not answer would not answer a goodbye either."""
-    if connection.invalidated:
-        return
-    driver = (await connection.get_raw_connection()).driver_connection
-    if driver is not None:
-        driver.terminate()
-    await connection.invalidate()
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ def _no_trailing_slash(value: str) -> str:
 def _database_url(value: str) -> str:
     try:
         url = urlsplit(value)
-        port_usable = url.port != 0
+        port_usable = all(urlsplit(f"//{host}").port != 0 for host in url.netloc.rpartition("@")[2].split(","))
     except ValueError:
         # Without its words, which repeat the value and with it a password.
         raise ValueError(_NO_DATABASE_URL) from None

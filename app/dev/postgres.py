@@ -129,13 +129,17 @@ class EmbeddedPostgres:
                 self._child = self._launch()
             time.sleep(0.05)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send the server's first process a signal; raises `OSError` where it is not running."""
+    @property
+    def pid(self) -> int:
+        """The number of the server's first process; raises `OSError` where it is not running."""
         try:
-            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            return int((self._data / "postmaster.pid").read_text().split()[0])
         except IndexError as exc:
             raise ProcessLookupError(self._data) from exc
-        os.kill(pid, number)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the server's first process a signal; raises `OSError` where it is not running."""
+        os.kill(self.pid, number)
 
     def stop(self) -> None:
         """Stop the server fast: transactions in flight are rolled back, everything committed stays."""

@@ -1,10 +1,12 @@
 """Servers that a fault test may harm: a PostgreSQL of its own, with a proxy before it, and a K-Pay of its own."""
 
-import signal
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 
 import pytest
 
@@ -31,9 +33,17 @@ class Server:
         """The database's address through the proxy."""
         return f"postgresql://postgres@127.0.0.1:{self.proxy.port}/kpayd"
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send the postmaster a signal."""
         self.server.signal(number)
+
+    def signal_all(self, number: Signals) -> None:
+        """Send every process of PostgreSQL a signal."""
+        first = self.server.pid
+        table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout  # noqa: S607
+        for pid, parent in (map(int, line.split()) for line in table.splitlines()):
+            if first in (pid, parent):
+                os.kill(pid, number)
 
 
 @contextmanager

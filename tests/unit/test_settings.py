@@ -158,6 +158,7 @@ def test_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://db/k?sslmode=require", "postgresql+asyncpg://db/k?ssl=require"),
         ("postgresql://db/k?connect_timeout=3&application_name=x", "postgresql+asyncpg://db/k"),
         ("postgresql://u:p%40%2F@db/k", "postgresql+asyncpg://u:p%40%2F@db/k"),
+        ("postgresql://u:p@a,b:6432/k", "postgresql+asyncpg://u:p@/k?host=a%3A5432&host=b%3A6432"),
         ("postgresql:///k?host=/run/postgresql", "postgresql+asyncpg:///k?host=%2Frun%2Fpostgresql"),
     ],
 )
