@@ -1,4 +1,4 @@
-"""Commands of a deployment: serve, worker, migrate, simulator, doctor."""
+"""Commands of a deployment: serve, worker, migrate, prune, simulator, doctor."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.output import Json, call, dump, err, fail, out
+from app.cli.output import Json, call, dump, err, fail, in_database, out
 from app.settings import DatabaseSettings, Settings, load
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -15,7 +15,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 
 def install(app: typer.Typer) -> None:
     """Add these commands to `kpayd`."""
-    for command in (serve, worker, migrate, simulator, doctor):
+    for command in (serve, worker, migrate, prune, simulator, doctor):
         app.command()(command)
 
 
@@ -70,11 +70,32 @@ def migrate() -> None:
     from app.database import UNAVAILABLE
 
     settings = load(DatabaseSettings)
+    if settings.database_pooled:
+        fail("migrations hold a lock between transactions: give KPAYD_DATABASE_URL without the pooler")
     try:
         schema.migrate(settings.database_url)
     except UNAVAILABLE as exc:
         fail(f"the database cannot be used: {str(exc.__cause__ or exc).splitlines()[0]} (KPAYD_DATABASE_URL)")
     err.print("kpayd: the schema is current")
+
+
+def prune(
+    days: Annotated[int, typer.Option("--older-than", min=30, help="Days since a payment ended.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    json: Json = False,
+) -> None:
+    """Take personal data and raw bodies out of payments that are long over; what finance needs stays."""
+    from dataclasses import asdict
+    from datetime import timedelta
+
+    from app import retention
+
+    pruned = in_database(lambda database: retention.prune(database, timedelta(days=days), dry_run=dry_run))
+    if json:
+        dump(asdict(pruned))
+        return
+    done = "would lose" if dry_run else "lost"
+    out.print(f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment")
 
 
 def simulator(

@@ -1,0 +1,99 @@
+"""Retention: takes personal data out of payments that are long over, and keeps what finance and disputes need.
+
+Kept for good: refid, tid, momtransactionid, amount, method, order, statuses, times and K-Pay's codes. Taken out: the
+payer's number, address, name and account, what the caller wrote, and the raw bodies, which hold all of these.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Text, any_, bindparam, cast, delete, exists, func, literal, null, select, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import Database
+from app.domain import FINAL
+from app.models import Row, events, evidence, payments
+
+BATCH = 500
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database."""
+
+    payments: int = 0
+    strays: int = 0
+
+
+async def prune(database: Database, older_than: timedelta, *, dry_run: bool = False) -> Pruned:
+    """Take personal data out of what ended longer ago than `older_than`. Small commits, so that nobody waits for it.
+
+    Left alone, however old: a payment that is still looked at, and one that asks for a review. Running it twice, or
+    stopping it half-way, does no harm.
+    """
+    async with database.autocommit() as connection:
+        before = (await connection.execute(select(func.now() - older_than))).scalar_one()
+    pruned = Pruned()
+    last: Row | None = None
+    while True:
+        async with database.transaction() as connection:
+            batch = await _over(connection, before, last)
+            if batch and not dry_run:
+                await _take_out(connection, sorted(row.refid for row in batch))
+        if not batch:
+            break
+        pruned.payments += len(batch)
+        last = batch[-1]
+    pruned.strays = await _strays(database, before, dry_run=dry_run)
+    return pruned
+
+
+async def _over(connection: AsyncConnection, before: datetime, last: Row | None) -> Sequence[Row]:
+    """Return the next payments that are over, oldest first; walks the index of creation times once."""
+    order = (payments.c.created_at, payments.c.refid)
+    query = select(*order).where(
+        payments.c.created_at < before,
+        payments.c.final_at < before,
+        payments.c.status.in_(FINAL),
+        payments.c.next_check_at.is_(None),
+        payments.c.pruned_at.is_(None),
+        payments.c.review_reasons == cast([], ARRAY(Text)),
+    )
+    if last is not None:
+        query = query.where(tuple_(*order) > tuple_(last.created_at, last.refid))
+    return (await connection.execute(query.order_by(*order).limit(BATCH))).all()
+
+
+async def _take_out(connection: AsyncConnection, refids: Sequence[str]) -> None:
+    these = any_(cast(refids, ARRAY(Text)))
+    empty = dict.fromkeys(("msisdn", "email", "cname", "cnumber", "details", "redirecturl"), "")
+    values = empty | {"payaccount": null(), "logourl": null(), "checkout_url": null(), "pruned_at": func.now()}
+    await connection.execute(
+        update(payments).where(payments.c.refid == these).values(**values, metadata=cast(literal({}, JSONB), JSONB))
+    )
+    await connection.execute(update(events).where(events.c.refid == these).values(payaccount=null(), detail=null()))
+    await connection.execute(delete(evidence).where(evidence.c.refid == these))
+
+
+_BODIES = select(evidence.c.refid, evidence.c.digest).order_by(evidence.c.refid, evidence.c.digest)
+
+
+async def _strays(database: Database, before: datetime, *, dry_run: bool) -> int:
+    """Delete old bodies whose payment is not in the database (a restored backup); walks the primary key once."""
+    after, upto = tuple_(bindparam("refid"), bindparam("digest")), tuple_(bindparam("to_refid"), bindparam("to_digest"))
+    key = tuple_(evidence.c.refid, evidence.c.digest)
+    known = exists().where(payments.c.refid == evidence.c.refid)
+    stray = (key > after) & (key <= upto) & (evidence.c.created_at < before) & ~known
+    count, last = 0, ("", b"")
+    while True:
+        async with database.transaction() as connection:
+            place = {"refid": last[0], "digest": last[1]}
+            step = (await connection.execute(_BODIES.where(key > after).limit(BATCH), place)).all()
+            if not step:
+                return count
+            last = (step[-1].refid, step[-1].digest)
+            statement = select(evidence.c.refid) if dry_run else delete(evidence).returning(evidence.c.refid)
+            place |= {"to_refid": last[0], "to_digest": last[1]}
+            count += len((await connection.execute(statement.where(stray), place)).all())
