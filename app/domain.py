@@ -207,7 +207,7 @@ def transition(payment: Snapshot, evidence: Evidence, rules: Rules) -> Decision:
     Promise: `succeeded` is never left (rule 4), is entered on K-Pay's own word only (rule 5), and an outcome that
     is unknown stays unknown (rule 3).
     """
-    if _overtaken(payment, evidence):
+    if is_overtaken(payment, evidence):
         evidence = replace(evidence, says=Says.NOTHING)
     status, failure, recheck = _status(payment, evidence, rules)
     said = _reviews(payment, evidence, rules, status)
@@ -222,7 +222,7 @@ def transition(payment: Snapshot, evidence: Evidence, rules: Rules) -> Decision:
     )
 
 
-def _overtaken(payment: Snapshot, evidence: Evidence) -> bool:
+def is_overtaken(payment: Snapshot, evidence: Evidence) -> bool:
     """Whether this "not yet" was said before the final word: answers can arrive out of order."""
     if payment.final_at is None or evidence.says not in (Says.PENDING, Says.NOT_FOUND, Says.IN_DOUBT):
         return False

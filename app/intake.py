@@ -30,6 +30,7 @@ from app.domain import (
     Snapshot,
     Source,
     Status,
+    is_overtaken,
     is_wake_unserved,
     next_check,
     transition,
@@ -76,6 +77,8 @@ def may_send_payers_to(url: str, hosts: frozenset[str]) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
+    if "\\" in url or "@" in parts.netloc:
+        return False  # a browser may read another host in it than we do
     host = parts.hostname or ""
     return host in hosts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
 
@@ -181,6 +184,8 @@ class _Work:
 
     async def apply(self, connection: AsyncConnection, evidence: Evidence, *, fresh: bool) -> None:
         """Decide on one piece of evidence and note what it changes; a `fresh` one is noted even if that is nothing."""
+        if is_overtaken(self.payment, evidence):
+            evidence = replace(evidence, says=Says.NOTHING)
         decision = transition(self.payment, evidence, self._policy.rules)
         reviews = decision.reviews
         if decision.momtransactionid != self.payment.momtransactionid and decision.momtransactionid:

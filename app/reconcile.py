@@ -75,13 +75,15 @@ class Reconciler:
         """Check whatever is due, `concurrency` at once, until `stopping`; then finish what is under way."""
         under_way: set[asyncio.Task[None]] = set()
         while not stopping.is_set():
-            for claim in await self._claim(self._concurrency - len(under_way)):
+            wanted = self._concurrency - len(under_way)
+            claims = await self._claim(wanted)
+            for claim in claims:
                 task = asyncio.create_task(self._check_claimed(claim))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
             if len(under_way) >= self._concurrency:
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            else:
+            elif len(claims) < wanted:
                 await self._bell.due_within(LOOK_EVERY)
         if under_way:
             await asyncio.wait(under_way)
@@ -178,7 +180,10 @@ class Reconciler:
             code = evidence.retcode or evidence.statusid
             why = f"K-Pay answers {code}" if code else f"K-Pay answers HTTP {answer.http_status}, which cannot be read"
             log.error("K-Pay refuses the question", refid=refid, http_status=answer.http_status, reason=why)
-            self.breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=meaning.refuses_us(evidence))
+            if meaning.refuses_questions(evidence):
+                self.breaker.failed(time.monotonic(), why)
+            else:
+                self.breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=meaning.refuses_us(evidence))
         else:
             self.breaker.succeeded()
         if evidence.says is Says.NOTHING:

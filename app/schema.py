@@ -49,6 +49,6 @@ def migrate(url: str) -> None:
     def taken(exc: Exception) -> bool:
         return isinstance(exc, DBAPIError) and sqlstate(exc) in _TAKEN
 
-    for attempt in stamina.retry_context(on=taken, attempts=30, wait_initial=0.5, wait_max=10, timeout=300):
+    for attempt in stamina.retry_context(on=taken, attempts=100, wait_initial=0.5, wait_max=3, timeout=300):
         with attempt:
             command.upgrade(_config(url), "head")

@@ -115,7 +115,7 @@ def tests() -> Sequence[Test]:
     found = []
     for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and (match := _NAME.fullmatch(node.name)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (match := _NAME.fullmatch(node.name)):
                 promise = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                 found.append(Test(int(match[1]), str(path.relative_to(TESTS)), node.name, promise))
     return sorted(found, key=lambda test: (test.number, test.path, test.name))

@@ -25,8 +25,12 @@ STATUSIDS: Final = {
 }
 """What a `statusid` says; `says_of_statusid` reads the rest."""
 
-CREDENTIALS: Final = frozenset({"600", "601", "602"})
-"""K-Pay refuses us, not the payment: user name and password, user, address."""
+INCOMPLETE: Final = "603"
+AMBIGUOUS: Final = frozenset({"604"})
+"""An unknown retailer in one of the two tables in circulation, a used refid in the other."""
+
+REFUSES_US: Final = frozenset({"600", "601", "602", "605"}) | AMBIGUOUS
+"""K-Pay refuses us, not the payment: user name and password, user, address, retailer."""
 
 REFUSES_QUESTION: Final = frozenset({"600", "601", "602", "603", "604", "605"})
 

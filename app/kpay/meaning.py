@@ -52,7 +52,9 @@ def of_checkstatus(message: Message | None, refid: str, asked_at: datetime) -> E
     if message is None:
         return question_failed("K-Pay's answer could not be read", asked_at)
     says = _checkstatus_says(message, refid)
-    return _evidence(Source.CHECKSTATUS, says, message, refid, asked_at=asked_at)
+    evidence = _evidence(Source.CHECKSTATUS, says, message, refid, asked_at=asked_at)
+    # What names no payment may be heard ("not found"), but nothing is bound by it.
+    return evidence if message.refid == refid else replace(evidence, tid=None, momtransactionid=None, payaccount=None)
 
 
 def _checkstatus_says(message: Message, refid: str) -> Says:
@@ -104,8 +106,14 @@ def question_failed(why: str, asked_at: datetime) -> Evidence:
 
 
 def refuses_us(evidence: Evidence) -> bool:
-    """Whether K-Pay refuses this service itself (user, password, address), not one payment or question."""
-    return bool(codes.CREDENTIALS & {evidence.retcode, evidence.statusid})
+    """Whether K-Pay refuses this service itself (user, password, address, retailer), not one payment or question."""
+    refusals = codes.REFUSES_US if evidence.source is Source.CHECKSTATUS else codes.REFUSES_US - codes.AMBIGUOUS
+    return bool(refusals & {evidence.retcode, evidence.statusid})
+
+
+def refuses_questions(evidence: Evidence) -> bool:
+    """Whether K-Pay found a question incomplete: one may be, several in a row are a fault of ours."""
+    return codes.INCOMPLETE in (evidence.retcode, evidence.statusid)
 
 
 def _failure(message: Message, says: Says) -> Failure | None:

@@ -162,7 +162,7 @@ def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
 
 def _statusid(value: str | None) -> str | None:
     """Return `1` as `01`: K-Pay's two-digit codes arrive as numbers from some of its systems."""
-    return f"0{value}" if value in ("1", "2", "3") else value
+    return f"0{value}" if value and len(value) == 1 and value in "123456789" else value
 
 
 def _text(value: object) -> str | None:
