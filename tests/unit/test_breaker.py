@@ -44,12 +44,12 @@ def test_an_answer_between_failures_counts_anew() -> None:
     assert not breaker.is_open
 
 
-def test_refusal_of_ourselves_opens_at_once() -> None:
+def test_fault_30_a_refusal_of_ourselves_opens_the_breaker_at_once() -> None:
     """A wrong password is not tried out on every payment."""
     assert opened().room(NOW, 16) == 0
 
 
-def test_one_probe_after_the_pause() -> None:
+def test_fault_31_one_probe_goes_out_after_the_pause() -> None:
     """When the pause is over one call goes out, and no other until it has ended."""
     breaker = opened()
     later = breaker.until
@@ -70,7 +70,7 @@ def test_probe_that_succeeds_closes() -> None:
     assert not breaker.is_open
 
 
-def test_pauses_grow_to_a_limit() -> None:
+def test_fault_31_pauses_grow_to_a_limit() -> None:
     """Each probe that fails doubles the pause, give or take a tenth, up to the longest."""
     breaker = opened()
     pauses = []
@@ -90,3 +90,17 @@ def test_stragglers_do_not_lengthen_the_pause() -> None:
     for _ in range(16):
         breaker.failed(NOW + 0.1, "silence")
     assert (breaker.until, breaker.pause) == (until, 1.0)
+
+
+def test_fault_31_a_breaker_lets_out_few_of_a_backlog_while_kpay_is_down() -> None:
+    """With hundreds of checks due all the time, an hour of a K-Pay that is down costs about one call a minute."""
+    breaker, now, calls = Breaker(), NOW, 0
+    while now < NOW + 3_600:
+        for _ in range(breaker.room(now, 16)):
+            breaker.begun()
+            breaker.failed(now, "silence")
+            calls += 1
+        now += 0.5
+    assert 60 < calls < 16 + 90
+    breaker.succeeded()
+    assert breaker.room(now, 16) == 16

@@ -67,7 +67,7 @@ def test_failure_with_one_more_look() -> None:
     assert delays(payment(Status.FAILED, recheck=False), 500, 1) == [None]
 
 
-def test_a_check_falls_on_the_end_of_the_grace() -> None:
+def test_fault_27_a_check_falls_on_the_end_of_the_grace() -> None:
     """The first 611 that can be believed is asked for as soon as it can be, then the schedule goes on."""
     unknown = payment(Status.CREATED, check_step=2)
     assert delays(unknown, 125, 3) == [25, 30, 30]

@@ -71,8 +71,8 @@ BROKEN: dict[str, Behaviour] = {
 
 
 @pytest.mark.parametrize("behave", BROKEN.values(), ids=BROKEN)
-async def test_in_doubt(behave: Behaviour) -> None:
-    """A server that has the request and gives no whole answer leaves it in doubt, soon and for good."""
+async def test_fault_24_half_an_answer_leaves_the_outcome_open(behave: Behaviour) -> None:
+    """A request whose answer does not come whole is in doubt within the deadline, and is sent once."""
     async with serving(behave) as server, connect(server.endpoint(timeout=0.5)) as kpay:
         began = time.monotonic()
         with pytest.raises(InDoubt) as caught:
@@ -94,8 +94,8 @@ async def test_question_without_an_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("behave", [sends(b"", close=True), resets], ids=["closes", "resets"])
-async def test_hanging_up_before_the_request(behave: Behaviour) -> None:
-    """A server that takes the connection and hangs up is in doubt too: the request may have been on its way."""
+async def test_fault_24_hanging_up_before_the_request_leaves_the_outcome_open(behave: Behaviour) -> None:
+    """A connection that ends before the request was read is in doubt too: the request may have been on its way."""
     async with serving(behave, reads=False) as server, connect(server.endpoint()) as kpay:
         with pytest.raises(InDoubt):
             await kpay.pay(ORDER)
@@ -113,7 +113,7 @@ async def test_any_status_answers(status: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b"", b"[]", b"\xff\xfe\x00"], ids=ascii)
-async def test_unreadable_answer(body: bytes) -> None:
+async def test_fault_28_an_unreadable_answer_is_kept_and_says_nothing(body: bytes) -> None:
     """An answer that cannot be read is an answer without a message; its bytes and its type are kept."""
     async with serving(says(body, "502 Bad", "Content-Type: text/html")) as server, connect(server.endpoint()) as kpay:
         answer = await kpay.pay(ORDER)
@@ -122,7 +122,7 @@ async def test_unreadable_answer(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
-async def test_redirect_is_not_followed(status: str) -> None:
+async def test_fault_32_a_redirect_of_any_kind_is_not_followed(status: str) -> None:
     """A request for money goes where it was sent, and nowhere else."""
     async with serving(says(PENDING)) as elsewhere:
         location = f"Location: http://127.0.0.1:{elsewhere.port}/"

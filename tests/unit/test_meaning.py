@@ -107,12 +107,12 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("retcode", "expected"), REFUSALS.items(), ids=REFUSALS)
-def test_retcodes_of_the_request(retcode: str, expected: tuple[Says, FailureCode | None]) -> None:
-    """Each retcode refuses the request, or leaves it in doubt; 608 alone says that K-Pay had the refid."""
+def test_fault_29_retcodes_of_the_request(retcode: str, expected: tuple[Says, FailureCode | None]) -> None:
+    """Each retcode refuses the request or leaves it in doubt, as unlisted ones do; 608 alone says that it was used."""
     evidence = reply(reply="", success=0, refid=REFID, retcode=retcode)
     assert (evidence.says, evidence.failure and evidence.failure.code) == expected
     assert evidence.duplicate is (retcode == "608")
-    assert meaning.refuses_us(evidence) is (retcode in {"600", "601", "602"})
+    assert meaning.refuses_us(evidence) is (retcode in {"600", "601", "602", "605"})
 
 
 STATUSIDS = {
@@ -136,11 +136,18 @@ STATUSIDS = {
 
 
 @pytest.mark.parametrize(("statusid", "says"), STATUSIDS.items(), ids=map(ascii, STATUSIDS))
-def test_statusids_of_a_check(statusid: str, says: Says) -> None:
+def test_fault_29_statusids_of_checks_and_postbacks(statusid: str, says: Says) -> None:
     """Each statusid tells of the payment; 600 to 605 refuse the question, and what is no code tells nothing."""
     assert answer(refid=REFID, tid="A1", statusid=statusid).says is says
     in_a_postback = Says.NOTHING if says in {Says.QUESTION_REFUSED, Says.NOT_FOUND} else says
     assert postback(refid=REFID, tid="A1", statusid=statusid).says is in_a_postback
+
+
+@pytest.mark.parametrize("code", ["0", "01", "02", "03", "05", "51", "600", "611", "682"])
+def test_fault_29_a_number_means_what_its_digits_mean_as_text(code: str) -> None:
+    """A code that comes as a number, which cannot begin with a zero, means what the same code means as text."""
+    assert answer(refid=REFID, tid="A1", statusid=int(code)) == answer(refid=REFID, tid="A1", statusid=code)
+    assert reply(refid=REFID, tid="A1", retcode=int(code)) == reply(refid=REFID, tid="A1", retcode=str(int(code)))
 
 
 @pytest.mark.parametrize("retcode", ["600", "602", "604", "605", "606", "608", "699"])
@@ -198,7 +205,7 @@ def test_times_of_evidence() -> None:
 
 
 @pytest.mark.parametrize("retcode", ["605", "606", "609"])
-def test_a_failed_server_has_not_refused(retcode: str) -> None:
+def test_fault_28_a_server_that_failed_has_not_refused(retcode: str) -> None:
     """A refusal on HTTP 5xx leaves the outcome in doubt; what it accepts or calls paid is believed on any status."""
     refusal = read(f'{{"refid":"R1","retcode":{retcode}}}'.encode())
     assert meaning.of_pay_reply(refusal, "R1", 500).says is Says.IN_DOUBT
