@@ -15,12 +15,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _MAC = re.compile(r"(/kpay/(?:returl|return)/[^/\s]{1,64}/)[^/\s\"'?]+")
 _MSISDN = re.compile(r"(?<![0-9A-Za-z])(\+?(?:250|0)7\d)\d{4}(\d{3})(?!\d)")
+# PostgreSQL's word about a row that it refuses: all of the row, the payer's data too.
+_DETAIL = re.compile(r"^DETAIL: .*$", re.MULTILINE)
 _NOISY = ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access", "asyncio")
 
 
 def masked(text: str) -> str:
-    """Return `text` without listener macs and without the middle of Rwandan phone numbers."""
-    return _MSISDN.sub(r"\1****\2", _MAC.sub(r"\1***", text))
+    """Return `text` without listener macs, rows that PostgreSQL quotes and the middle of Rwandan phone numbers."""
+    return _MSISDN.sub(r"\1****\2", _MAC.sub(r"\1***", _DETAIL.sub("DETAIL: ***", text)))
 
 
 def _mask(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -38,5 +38,5 @@ def local(msisdn: str) -> str:
 
 
 def masked(msisdn: str) -> str:
-    """Return the number with all but its ends hidden, for logs and lists."""
-    return f"{msisdn[:5]}...{msisdn[-3:]}"
+    """Return the number with all but its ends hidden, for logs and lists; of a short one less is shown."""
+    return f"{msisdn[:5] if len(msisdn) > len('25078') * 2 else ''}...{msisdn[-3:]}"

@@ -38,8 +38,9 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.more_body:  # type: ignore[redundant-expr] # None until a first request
             super().data_received(data)
             return
+        searched = max(0, len(self._head) - len(_END))
         self._head += data
-        end = self._head.find(_END)
+        end = self._head.find(_END, searched)
         if end < 0 and len(self._head) <= MAX_HEAD:
             self._await_head()
             return

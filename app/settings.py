@@ -58,7 +58,11 @@ def _split(value: object) -> object:
 
 def _networks(value: object) -> object:
     parts = _split(value)
-    return [ip_network(part, strict=False) for part in parts] if isinstance(parts, list) else parts
+    try:
+        return [ip_network(part, strict=False) for part in parts] if isinstance(parts, list) else parts
+    except ValueError:
+        # Without its words, which repeat the value.
+        raise ValueError("must be addresses or networks, e.g. 10.0.0.0/8, 192.0.2.7") from None
 
 
 def _web_url(value: str) -> str:
@@ -104,6 +108,13 @@ def _long_enough(keys: list[SecretStr]) -> list[SecretStr]:
     return keys
 
 
+def _header(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must be printable ASCII")
+    return value
+
+
 Csv = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[list[Network], NoDecode, BeforeValidator(_networks)]
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
@@ -136,7 +147,9 @@ class Settings(DatabaseSettings):
     gateway_username: str = Field(min_length=1, description="Basic authorization at K-Pay")
     gateway_password: SecretStr = Field(min_length=1, description="Basic authorization at K-Pay")
     retailerid: str = Field(min_length=1, description="this merchant at K-Pay")
-    gateway_key: SecretStr = Field(default=SecretStr(""), description="sent as `Kpay-Key`; not sent when empty")
+    gateway_key: Annotated[SecretStr, AfterValidator(_header)] = Field(
+        default=SecretStr(""), description="sent as `Kpay-Key`; not sent when empty"
+    )
     msisdn_format: Literal["international", "local"] = Field(
         default="international", description="what K-Pay is sent: `international` (`2507...`) or `local` (`07...`)"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.settings import DatabaseSettings, load
 
@@ -69,7 +70,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         grid.add_column(column, no_wrap=True)
     grid.add_column(columns[-1], overflow="fold")
     for row in rows:
-        grid.add_row(*("-" if value is None else _short(value) for value in row))
+        # As text: what a caller wrote is no mark-up.
+        grid.add_row(*(Text("-" if value is None else _short(value)) for value in row))
     out.print(grid)
 
 

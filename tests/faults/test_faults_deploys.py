@@ -218,14 +218,17 @@ def test_fault_47_a_migration_stands_in_nobodys_way(
 ) -> None:
     """While a migration waits behind an idle reader, the code before serves on as if nothing were; then it is done."""
     url = at_schema_before(postgres, "kpayd_migrating")
-    with old_service(code_before, tmp_path, url, simulator) as old:
-        with ExitStack() as reading, Traffic(old, old.url, callers=2) as traffic:
-            reading.enter_context(idle_reader(url))
-            with migrating(url, tmp_path) as migration:
-                time.sleep(6)
-                assert migration.poll() is None, "nothing was in its way"
-                reading.close()
-                assert migration.wait(60) == 0
+    with (
+        old_service(code_before, tmp_path, url, simulator) as old,
+        ExitStack() as reading,
+        Traffic(old, old.url, callers=2) as traffic,
+    ):
+        reading.enter_context(idle_reader(url))
+        with migrating(url, tmp_path) as migration:
+            time.sleep(6)
+            assert migration.poll() is None, "nothing was in its way"
+            reading.close()
+            assert migration.wait(60) == 0
     assert not traffic.failed
     assert traffic.answers["start", 201] > 5
     # Each attempt holds writers up for the lock time-out, a fifth of a second, at most.
