@@ -128,10 +128,10 @@ def test_a_reader_may_not_start_and_a_starter_may_not_read(service: Service, sim
         assert http.get("/v1/payments").status_code == 403
 
 
-def test_another_clients_payment_is_not_there(
+def test_fault_58_another_clients_payment_is_not_there(
     routes: list[Route], ours: Json, service: Service, stranger: httpx2.Client
 ) -> None:
-    """Every operation about another's payment is 404, word for word as about one that does not exist."""
+    """At every route another client's payment is 404, word for word as one that does not exist."""
     about_one = [route for route in routes if "{refid}" in route.path]
     assert len(about_one) >= 3
     for route in about_one:
@@ -141,13 +141,13 @@ def test_another_clients_payment_is_not_there(
         assert call(service.http, route, ours["refid"]).status_code == 200
 
 
-def test_no_list_shows_another_clients_payments(ours: Json, stranger: httpx2.Client) -> None:
+def test_fault_58_no_list_shows_another_clients_payments(ours: Json, stranger: httpx2.Client) -> None:
     """No filter and no cursor of one client shows a payment of another."""
     for filters in ({}, {"msisdn": NEVER_ACTS}, {"tid": ours["tid"]}, {"status": "pending"}, {"pmethod": "momo"}):
         assert ours["refid"] not in stranger.get("/v1/payments", params=filters).text
 
 
-def test_a_strangers_cursor_shows_only_its_own(service: Service, stranger: httpx2.Client) -> None:
+def test_fault_58_a_strangers_cursor_shows_only_its_own(service: Service, stranger: httpx2.Client) -> None:
     """A cursor handed to one client and used by another walks through the other's payments."""
     service.start(NEVER_ACTS)
     cursor = service.http.get("/v1/payments", params={"limit": 1}).json()["next_cursor"]

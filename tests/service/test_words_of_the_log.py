@@ -32,29 +32,29 @@ def words(service: Service) -> str:
     return service.process.words
 
 
-def test_every_line_is_one_object(words: str) -> None:
-    """Whatever was sent, no line is forged: each is one JSON object with a time, a level and an event."""
+def test_fault_59_every_line_is_one_object(words: str) -> None:
+    """Whatever was sent in all tests before, each line of the log is one JSON object with time, level and event."""
     for line in words.splitlines():
         assert {"timestamp", "level", "event"} <= set(json.loads(line)), line
 
 
-def test_no_key_is_in_the_log(words: str, service: Service) -> None:
-    """No key of any client is in the log, nor the start of one."""
+def test_fault_54_no_key_is_in_the_log(words: str, service: Service) -> None:
+    """After all tests before no client's key is in the log, nor the start of one, nor the key that makes macs."""
     assert service.key not in words
     assert "kpk_" not in words
     assert SECRET_KEY not in words
 
 
-def test_no_mac_is_in_the_log(words: str, service: Service) -> None:
-    """For no payment that a postback was ever sent for is its mac in the log."""
+def test_fault_54_no_mac_is_in_the_log(words: str, service: Service) -> None:
+    """After all tests before no payment's mac is in the log, whatever path it stood in."""
     macs = Macs([SECRET_KEY])
     rows = query(service.database_url, "SELECT refid FROM payments UNION SELECT refid FROM evidence")
     assert rows
     assert not [row["refid"] for row in rows if macs.make(RETURL, row["refid"]) in words]
 
 
-def test_no_payer_is_in_the_log(words: str, service: Service) -> None:
-    """No payer's whole number, however written, is in the log, and no e-mail address."""
+def test_fault_53_no_payer_is_in_the_log(words: str, service: Service) -> None:
+    """After all tests before no payer's whole number, however written, and no e-mail address is in the log."""
     numbers = {row["msisdn"] for row in query(service.database_url, "SELECT DISTINCT msisdn FROM payments")}
     assert NUMBER in numbers
     assert not [number for number in numbers if number in words or f"0{number.removeprefix('250')}" in words]

@@ -91,8 +91,8 @@ WAYS = [from_structlog, from_structlog_event, from_a_library, from_a_traceback]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("secret", [PATH, "call 250788123456 now", "0788123456"], ids=["mac", "msisdn", "local"])
-def test_secrets_are_masked(way: Callable[[Any], None], secret: str, written: Writer) -> None:
-    """Neither a mac nor a whole number gets into a line, by whatever way."""
+def test_fault_54_macs_and_numbers_are_masked(way: Callable[[Any], None], secret: str, written: Writer) -> None:
+    """Should anybody log a mac or a whole number, by whatever way, the line has neither."""
     line = written(way, secret)
     assert "***" in line
     assert MAC not in line
@@ -100,7 +100,7 @@ def test_secrets_are_masked(way: Callable[[Any], None], secret: str, written: Wr
 
 
 @pytest.mark.parametrize("value", [[PATH], {"path": PATH}, ValueError(PATH)], ids=["list", "dict", "exception"])
-def test_secrets_inside_values_are_masked(value: object, written: Writer) -> None:
+def test_fault_54_macs_inside_values_are_masked(value: object, written: Writer) -> None:
     """A mac is masked also where the value is no plain text."""
     assert MAC not in written(from_structlog, value)
 
@@ -111,14 +111,14 @@ def test_secrets_inside_values_are_masked(value: object, written: Writer) -> Non
     ["a\nforged", "a\r\nforged", "a\r\x1b[2Kforged", "\x1b[31mred", "\x9b31mred", "a\x00b\x7f\x08"],
     ids=ascii,
 )
-def test_no_forged_lines(way: Callable[[Any], None], hostile: str, written: Writer) -> None:
-    """What somebody else wrote starts no line and drives no terminal."""
+def test_fault_59_no_forged_lines(way: Callable[[Any], None], hostile: str, written: Writer) -> None:
+    """What somebody else wrote starts no line of the log and drives no terminal, in JSON and on a console."""
     line = written(way, hostile)
     assert line.endswith("\n")
     assert not [char for char in line[:-1] if not char.isprintable()]
 
 
-def test_no_forged_traceback(written: Writer) -> None:
+def test_fault_59_no_forged_traceback(written: Writer) -> None:
     """A traceback takes several lines on a console, and what stands in it drives no terminal either."""
     lines = written(from_a_traceback, "a\r\x1b[2Kforged\x9b31m").split("\n")
     assert "Traceback" in "".join(lines)
@@ -136,8 +136,8 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["httpx", "httpx2", "httpcore2", "uvicorn.access"])
-def test_libraries_that_print_urls_are_quiet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What prints whole URLs at INFO is not heard."""
+def test_fault_54_libraries_that_print_urls_are_quiet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Libraries that print whole URLs, and with them macs, are not heard, even at DEBUG."""
     configure("json", "DEBUG")
     logging.getLogger(name).info("POST %s", PATH)
     assert not capsys.readouterr().err
