@@ -1,5 +1,6 @@
 """API clients: who may call, with which scopes. Keys are 256 random bits and kept as SHA-256 only."""
 
+import asyncio
 import base64
 import hashlib
 import secrets
@@ -69,6 +70,7 @@ class Clients:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: TTLCache[bytes, Client | None] = TTLCache(1024, REMEMBERED_SECONDS, time.monotonic)
+        self._looking: dict[bytes, asyncio.Task[Client | None]] = {}
         self._seen: TTLCache[bytes, bool] = TTLCache(1024, _SEEN_SECONDS, time.monotonic)
 
     def has_seen(self, key: str) -> bool:
@@ -81,15 +83,27 @@ class Clients:
         try:
             return self._known[hashed]
         except KeyError:
-            match = or_(clients.c.key_hash == hashed, clients.c.previous_key_hash == hashed)
-            query = select(clients).where(match, clients.c.revoked_at.is_(None))
+            look_up = self._looking.get(hashed)
+            if look_up is None:
+                # One for all who come meanwhile: under load hundreds find the same key forgotten at once.
+                look_up = asyncio.create_task(self._look_up(hashed))
+                look_up.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._looking[hashed] = look_up
+            return await asyncio.shield(look_up)
+
+    async def _look_up(self, hashed: bytes) -> Client | None:
+        match = or_(clients.c.key_hash == hashed, clients.c.previous_key_hash == hashed)
+        query = select(clients).where(match, clients.c.revoked_at.is_(None))
+        try:
             async with self._database.autocommit() as connection:
                 row = (await connection.execute(query)).one_or_none()
-            client = Client(row.name, frozenset(row.scopes)) if row else None
-            if client is not None:
-                self._seen[hashed] = True
-            self._known[hashed] = client
-            return client
+        finally:
+            del self._looking[hashed]
+        client = Client(row.name, frozenset(row.scopes)) if row else None
+        if client is not None:
+            self._seen[hashed] = True
+        self._known[hashed] = client
+        return client
 
     async def add(
         self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None

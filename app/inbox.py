@@ -147,7 +147,8 @@ WITH item AS (
 ), fresh AS (
     INSERT INTO evidence (refid, digest, source, body, content_type, remote)
     SELECT refid, digest, 'postback', body, content_type, remote FROM item ORDER BY refid
-    ON CONFLICT (refid, digest) DO NOTHING
+    -- Changes nothing, but locks the row, and so waits for a standby that the first one may not have waited for.
+    ON CONFLICT (refid, digest) DO UPDATE SET source = excluded.source WHERE false
     RETURNING refid
 ), numbered AS (
     UPDATE payments AS p SET

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 SAMPLE_SECONDS = 0.05
-_SAMPLES = 5
-_LAG_SECONDS = 0.1  # each request goes through the loop about ten times: a second in all
+_SAMPLES = 3
+_LAG_SECONDS = 0.25  # each request goes through the loop about ten times
 _WAIT_SECONDS = 0.5
 
 

@@ -109,7 +109,10 @@ _INSERT = (
 )
 
 
-_LANDED = select(payments).where(payments.c.refid == bindparam("of"), payments.c.attempt == bindparam("by"))
+# Locked, as all that is repeated to a caller: a commit then waits for a standby that the first one may not have had.
+_LANDED = (
+    select(payments).where(payments.c.refid == bindparam("of"), payments.c.attempt == bindparam("by")).with_for_update()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ async def record(
         try:
             return await _record(database, order, idempotency_key, mine)
         except CommitInDoubt:
-            async with database.autocommit() as connection:
+            async with database.transaction() as connection:
                 row = (await connection.execute(_LANDED, {"of": refid, "by": mine.attempt})).one_or_none()
             if row is None:
                 raise
@@ -184,7 +187,7 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mi
 
 
 async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, client: str, *, by_key: bool) -> Row:
-    row = (await connection.execute(select(payments).where(payments.c.refid == refid))).one()
+    row = (await connection.execute(select(payments).where(payments.c.refid == refid).with_for_update())).one()
     if row.client != client:
         raise Conflict("refid_used", "this refid is taken")
     if row.fingerprint != order.fingerprint():

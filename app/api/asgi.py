@@ -5,6 +5,7 @@ before anybody sees the request, so that a handler never waits for a client.
 """
 
 import asyncio
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,27 +14,58 @@ from app import metrics
 from app.api.context import parts_of, remote_address
 from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
+from app.kpay.client import MOST_PAYMENTS
+
+MOST_READS = 128
+"""Reads at once: more of them would only wait for each other."""
+MOST_WAITS = 2_048
+"""Calls at once that wait for something else than us: `?wait=`, a check."""
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
 
 
 class Farewell:
-    """Closes each connection after its answer once the service is stopping: the next one is led elsewhere."""
+    """Closes a connection after its answer where nothing more should come by it.
+
+    Once the service is stopping the next one is led elsewhere. And a body that was answered before it was read (401,
+    429, 503) is bounded by nobody: it could dribble in for ever.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        stopping = scope["type"] == "http" and parts_of(Request(scope)).stopping
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stopping = parts_of(Request(scope)).stopping
+        headers = dict(scope["headers"])
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+        async def reading() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body", False))
+            return message
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and stopping.is_set():
+            if message["type"] == "http.response.start" and (unread or stopping.is_set()):
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, closing if stopping else send)
+        await self._app(scope, reading, closing)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Calls that are treated alike: up to which pressure, and how many at once, they are let in."""
+
+    name: str
+    pressure: float
+    most: int
+    under_way: int = 0
 
 
 class Admission:
@@ -44,22 +76,32 @@ class Admission:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._reads = _Kind("read", 1.0, MOST_READS)
+        self._waits = _Kind("wait", 1.0, MOST_WAITS)
+        self._starts = _Kind("start", 2.0, MOST_PAYMENTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            kind, most = ("start", 2.0) if _is_start(scope) else ("read", 1.0)
-            if parts_of(Request(scope)).load.pressure >= most:
-                metrics.SHED.labels(kind).inc()
-                detail = "more calls come than can be served; nothing was done about this one; send it again"
-                headers = {"Retry-After": "1"}
-                await Problem(503, "overloaded", detail, headers=headers).response()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        kind = self._kind(scope)
+        if kind.under_way >= kind.most or parts_of(Request(scope)).load.pressure >= kind.pressure:
+            metrics.SHED.labels(kind.name).inc()
+            detail = "more calls come than can be served; nothing was done about this one; send it again"
+            problem = Problem(503, "overloaded", detail, headers={"Retry-After": "1"})
+            await problem.response()(scope, receive, send)
+            return
+        kind.under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            kind.under_way -= 1
 
-
-def _is_start(scope: Scope) -> bool:
-    return bool(scope["method"] == "POST" and scope["path"] == "/v1/payments")
+    def _kind(self, scope: Scope) -> _Kind:
+        if scope["method"] == "POST":
+            return self._starts if scope["path"] == "/v1/payments" else self._waits
+        return self._waits if b"wait=" in scope["query_string"] else self._reads
 
 
 class Authentication:

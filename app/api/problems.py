@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.orders import Conflict
 from app.reads import BadCursor
@@ -51,6 +52,7 @@ _WORDS = {
 
 PROBLEM = "application/problem+json"
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _RETRY_AFTER = {"Retry-After": "1"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -137,8 +139,20 @@ async def _validation(_: Request, exc: Exception) -> JSONResponse:
     return invalid([_fault(error) for error in cast("RequestValidationError", exc).errors()[:_MOST_FAULTS]]).response()
 
 
-async def _http(_: Request, exc: Exception) -> JSONResponse:
+def _allowed(request: Request) -> str:
+    """Return all methods of a path: the routing names only those of the first route that it finds."""
+
+    def is_there(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(is_there, _METHODS))
+
+
+async def _http(request: Request, exc: Exception) -> JSONResponse:
     http = cast("HTTPException", exc)
+    if http.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        http.headers = {"Allow": _allowed(request)}
     if http.status_code == HTTPStatus.BAD_REQUEST:
         return invalid([_NO_JSON]).response()  # FastAPI's word for a body that Python's parser gave up on
     code = _CODES.get(http.status_code, "error")

@@ -28,8 +28,6 @@ def serve(
     ] = False,
 ) -> None:
     """Run the service: web and worker in one process group."""
-    import uvicorn
-
     from app import logs, main, metrics, server
     from app import worker as background
 
@@ -42,10 +40,8 @@ def serve(
     if workers > 1:
         # The processes' metrics meet in files there, so that a scrape of any of them tells of all.
         os.environ.setdefault(metrics.MULTIPROCESS_DIR, tempfile.mkdtemp(prefix="kpayd-metrics-"))
-    uvicorn.run(
-        "app.main:web_alone" if no_worker else "app.main:from_environment",
-        **server.options(host=host, port=port, workers=workers, timeout_graceful_shutdown=main.DRAIN_SECONDS),
-    )
+    app = "app.main:web_alone" if no_worker else "app.main:from_environment"
+    server.run(app, host=host, port=port, workers=workers, drain_seconds=main.DRAIN_SECONDS)
     if background.has_died():
         raise typer.Exit(1)
 

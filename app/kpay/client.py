@@ -22,6 +22,8 @@ from app.kpay.wire import Message, read
 
 MAX_BODY = 64 * 1024
 CONNECT_ATTEMPTS = 3
+MOST_PAYMENTS = 256
+"""Payment requests at once, each with a connection of its own: whoever starts more would wait for nothing."""
 
 _CONNECT_SHARE = 0.25
 _MAX_CONNECT_SECONDS = 5.0
@@ -112,7 +114,7 @@ class KPay:
 
 
 @asynccontextmanager
-async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = 100) -> AsyncIterator[KPay]:
+async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = MOST_PAYMENTS) -> AsyncIterator[KPay]:
     """Yield a client of `endpoint` with connections for so many checks and payments at once. It keeps no cookies."""
     connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
     async with httpx2.AsyncClient(
