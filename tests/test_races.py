@@ -55,8 +55,8 @@ async def databases(url: str, count: int) -> AsyncIterator[list[Database]]:
         yield [await stack.enter_async_context(open_database(url, pool=2)) for _ in range(count)]
 
 
-def test_contradicting_evidence_at_the_same_moment(url: str) -> None:
-    """60 rounds of 8 racers say paid and not paid: one success each, never left, and a numbering without gaps."""
+def test_fault_10_contradicting_evidence_at_the_same_moment(url: str) -> None:
+    """Eight who say paid and not paid at once make one success, never left, and a timeline without gaps."""
 
     async def run() -> None:
         async with databases(url, 8) as pools:
@@ -95,8 +95,8 @@ def test_one_of_many_recorders_sends(url: str) -> None:
     assert all(sum(fresh) == 1 for fresh in asyncio.run(run()))
 
 
-def test_a_due_payment_is_leased_once(url: str) -> None:
-    """Six claimants take 300 due payments between them, none of them twice."""
+def test_fault_43_a_due_payment_is_leased_once(url: str) -> None:
+    """Six claimants take 300 due payments between them, and none of them twice."""
 
     async def run() -> list[str]:
         endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
@@ -126,8 +126,8 @@ def test_a_due_payment_is_leased_once(url: str) -> None:
     assert len(claimed) == len(set(claimed)) == 300
 
 
-def test_the_same_postback_from_many_processes_is_one_effect(url: str) -> None:
-    """Four listeners store 100 copies of one postback and 100 other ones: one entry for the one, all of the others."""
+def test_fault_03_the_same_postback_from_many_processes_is_one_effect(url: str) -> None:
+    """A hundred copies of one postback at four listeners are one effect, and none of a hundred others is lost."""
 
     async def run() -> str:
         async with AsyncExitStack() as stack:
@@ -185,17 +185,17 @@ def test_one_momtransactionid_on_two_payments_at_once(url: str) -> None:
     assert len(flagged) == 40
 
 
-def test_callers_get_their_connections_in_turn(url: str) -> None:
-    """200 callers want one of two connections at once, and come back for another: none is overtaken until it fails."""
+def test_fault_41_callers_get_their_connections_in_turn(url: str) -> None:
+    """60 callers want one of two connections, and come back for more: none is overtaken until it fails."""
 
     async def run() -> None:
         async with open_database(url, pool=2) as database:
 
             async def call() -> None:
-                for _ in range(3):
+                for _ in range(20):
                     async with database.autocommit() as connection:
                         await connection.execute(text("SELECT pg_sleep(0.01)"))
 
-            await asyncio.gather(*(call() for _ in range(200)))
+            await asyncio.gather(*(call() for _ in range(60)))
 
     asyncio.run(run())

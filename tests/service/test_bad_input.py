@@ -157,7 +157,7 @@ def test_all_faults_are_named_at_once(careless: httpx2.Client) -> None:
     assert all(name in problem["detail"] for name in named)
 
 
-def test_a_cvv_is_never_repeated(careless: httpx2.Client) -> None:
+def test_fault_53_a_cvv_is_never_repeated(careless: httpx2.Client) -> None:
     """Whatever is wrong with a request for a saved card, the answer holds neither `cvv` nor `token`."""
     asked = payment(pmethod="cc", amount=0) | {"token": CANARY, "cvv": CANARY}
     refused(careless.post("/v1/payments", json=asked))

@@ -82,17 +82,25 @@ def test_whatever_it_says_is_stored_and_acknowledged(statusid: str | None, pendi
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"statusid": 1}, {"momtransactionid": 616730887}, {"tid": None}, {"tid": 0}, {"new member": [1, {"a": None}]}],
-    ids=["number", "long_number", "no_tid", "tid_0", "unknown_member"],
+    "body",
+    [
+        b'{"refid": "REFID", "statusid": 1, "tid": "TID", "momtransactionid": 616730887}',
+        b'{"tid":"TID","refid":"REFID","momtransactionid":"1","payaccount":"","statusid":"01","statusdesc":"ok",}',
+        b'{"tid":"TID","refid":"REFID","momtransactionid":"1","statusid":"01"}}',
+        b'{"tid": 0, "refid": "REFID", "statusid": "01"}',
+        b'{"refid": "REFID", "statusid": "01"}',
+        b'{"tid":"TID\n","refid":"REFID",\r\n"statusdesc":"two\nlines","statusid":"01"}',
+        b'{"refid": "REFID", "tid": "TID", "statusid": "01", "new member": [1, {"a": null}]}',
+    ],
+    ids=["numbers", "trailing_comma", "brace_too_many", "tid_0", "no_tid", "line_breaks", "unknown_member"],
 )
-def test_kpays_own_quirks_are_read(changes: Json, pending: Json, service: Service, simulator: Simulator) -> None:
-    """Numbers for strings, no tid and members never seen are read, and the check that follows finds the truth."""
+def test_fault_17_kpays_own_quirks_are_read(body: bytes, pending: Json, service: Service, simulator: Simulator) -> None:
+    """What K-Pay's own guide shows is read: numbers, commas, braces and line breaks too many, tid 0, and more."""
     refid = pending["refid"]
     simulator.settle(refid, "01", postback=False)
-    said = words(pending, **changes)
-    answer = post(service, refid, said)
-    assert acknowledged(answer, str(said.get("tid") or ""), refid)
+    body = body.replace(b"TID", pending["tid"].encode()).replace(b"REFID", refid.encode())
+    assert acknowledged(post(service, refid, body), pending["tid"] if pending["tid"].encode() in body else "", refid)
+    assert bodies(service, refid) == [body]
     assert service.read(refid, wait=10)["status"] == "succeeded"
 
 
@@ -104,18 +112,18 @@ def test_kpays_own_quirks_are_read(changes: Json, pending: Json, service: Servic
 @pytest.mark.parametrize(
     "content_type", ["", "application/json", "text/plain", "text/html", "application/octet-stream"]
 )
-def test_json_is_read_whatever_it_calls_itself(
+def test_fault_16_json_is_read_whatever_it_calls_itself(
     garnish: bytes, content_type: str, pending: Json, service: Service
 ) -> None:
-    """JSON is read by what it is, with what K-Pay's guide shows around it."""
+    """A postback is read by what it is, whatever content type it names and whatever stands around its JSON."""
     headers = {"Content-Type": content_type} if content_type else {}
     body = garnish % json.dumps(words(pending)).replace("}", ",}").encode()
     assert acknowledged(post(service, pending["refid"], body, **headers), pending["tid"], pending["refid"])
     assert bodies(service, pending["refid"]) == [body]
 
 
-def test_a_form_is_read_as_a_form(pending: Json, service: Service) -> None:
-    """A real form body is read, also when it does not say that it is one."""
+def test_fault_16_a_form_is_read_as_a_form(pending: Json, service: Service) -> None:
+    """A postback that comes as a form is read and acknowledged, also when it does not say that it is one."""
     body = urlencode(words(pending)).encode()
     for content_type in ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded; charset=UTF-8", ""):
         headers = {"Content-Type": content_type} if content_type else {}
@@ -140,8 +148,8 @@ def test_what_is_not_understood_is_kept_and_asked_about(kind: str, pending: Json
     assert service.read(refid)["status"] == "pending"
 
 
-def test_another_tid_is_turned_away_and_looked_at(pending: Json, service: Service) -> None:
-    """A `tid` that is not the payment's: 400, kept, K-Pay is asked, and a person is to look."""
+def test_fault_06_another_tid_is_turned_away_and_looked_at(pending: Json, service: Service) -> None:
+    """A postback with another tid than the payment's is 400 and kept, binds nothing, and asks K-Pay and a person."""
     refid = pending["refid"]
     before = service.http.post(f"/v1/payments/{refid}/check").json()["checked_at"]
     assert turned_away(post(service, refid, words(pending, tid="A999")), refid)
@@ -153,8 +161,8 @@ def test_another_tid_is_turned_away_and_looked_at(pending: Json, service: Servic
 
 
 @pytest.mark.parametrize("mac", ["other_refid", "other_key", "other_purpose", "cut", "longer", "upper_case", "junk"])
-def test_a_wrong_mac_finds_nothing(mac: str, pending: Json, service: Service) -> None:
-    """Any other mac is 404 and counted, nothing is stored, and the answer tells nothing."""
+def test_fault_05_a_mac_opens_its_own_path_only(mac: str, pending: Json, service: Service) -> None:
+    """A mac opens the one path it was made for: any other is 404 and counted, stores nothing and tells nothing."""
     refid, right = pending["refid"], Macs([SECRET_KEY]).make(RETURL, pending["refid"])
     wrong = {
         "other_refid": Macs([SECRET_KEY]).make(RETURL, new_refid()),
@@ -175,21 +183,24 @@ def test_a_wrong_mac_finds_nothing(mac: str, pending: Json, service: Service) ->
     assert metric(service, 'kpayd_postbacks_total{answer="wrong_mac"}') == before + 1
 
 
-def test_a_payment_that_is_not_in_the_database_is_acknowledged_and_alarmed(service: Service) -> None:
-    """An authentic path to no payment (a restored backup): stored, 200 OK, counted."""
-    refid = new_refid()
-    before = metric(service, "kpayd_postbacks_unknown_payment_total")
+def test_fault_13_a_payment_that_is_not_in_the_database(service: Service) -> None:
+    """A true mac for a payment that is not there (a restored backup) is kept, told OK and alarmed; a wrong one 404."""
+    refid, wrong_mac = new_refid(), 'kpayd_postbacks_total{answer="wrong_mac"}'
+    unknown, turned = metric(service, "kpayd_postbacks_unknown_payment_total"), metric(service, wrong_mac)
     said = {"tid": "A1", "refid": refid, "momtransactionid": "616730887", "statusid": "01"}
     assert acknowledged(post(service, refid, said), "A1", refid)
     assert acknowledged(post(service, refid, said), "A1", refid)
     assert turned_away(post(service, refid, b"garbled"), refid)
+    assert service.http.post(service.returl(refid, mac="x" * 27), json=said | {"tid": "A2"}).status_code == 404
     assert bodies(service, refid) == [json.dumps(said).encode(), b"garbled"]
-    assert metric(service, "kpayd_postbacks_unknown_payment_total") > before
+    assert metric(service, "kpayd_postbacks_unknown_payment_total") == unknown + 3
+    assert metric(service, wrong_mac) == turned + 1
+    assert f'"refid": "{refid}"' in service.process.words
     assert service.http.get(f"/v1/payments/{refid}").status_code == 404
 
 
-def test_a_refusal_does_not_unpay(pending: Json, service: Service, simulator: Simulator) -> None:
-    """`02` on a paid payment is acknowledged and changes nothing but that a person is to look."""
+def test_fault_02_a_refusal_does_not_unpay(pending: Json, service: Service, simulator: Simulator) -> None:
+    """A postback that says not paid never unpays: it is acknowledged, and a person is to look."""
     refid = pending["refid"]
     simulator.settle(refid, "01", postback=False)
     paid = service.http.post(f"/v1/payments/{refid}/check").json()
@@ -226,8 +237,8 @@ def test_a_postback_is_a_post(method: str, pending: Json, service: Service) -> N
     assert bodies(service, pending["refid"]) == []
 
 
-def test_100_times_the_same_is_one_effect(pending: Json, service: Service) -> None:
-    """The same postback 100 times at once and once later: each is OK, the timeline and the evidence have one."""
+def test_fault_03_100_times_the_same_is_one_effect(pending: Json, service: Service) -> None:
+    """The same postback 100 times at once and once later is one effect, and each of them is told OK."""
     refid, body = pending["refid"], json.dumps(words(pending, statusid="02", momtransactionid="")).encode()
     said = at_once(service.url, [spoken("POST", service.returl(refid), body)] * 100)
     assert Counter((each.status, each.json()["reply"]) for each in said) == {(200, "OK"): 100}

@@ -44,8 +44,8 @@ def post(service: Service, of: Json, *forwarded: str, **changes: object) -> http
 
 
 @pytest.mark.parametrize("header", [None, "X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP"])
-def test_an_address_outside_is_turned_away_whatever_it_claims(header: str | None, fenced: Service) -> None:
-    """Outside POSTBACK_ALLOWED_IPS it is 403, counted, and nothing is stored; no header is believed from nobody."""
+def test_fault_55_an_address_outside_is_turned_away_whatever_it_claims(header: str | None, fenced: Service) -> None:
+    """Who speaks from outside the allowed addresses is 403 and stores nothing, whatever its headers claim."""
     begun = fenced.start(NEVER_ACTS)
     forbidden = 'kpayd_postbacks_total{answer="forbidden"}'
     before = metric(fenced, forbidden)
@@ -76,15 +76,15 @@ def test_an_address_outside_is_turned_away_whatever_it_claims(header: str | None
         (["junk"], False),
     ],
 )
-def test_a_trusted_proxy_is_believed_from_the_right(forwarded: list[str], taken: bool, proxied: Service) -> None:  # noqa: FBT001
-    """The last address that no trusted proxy has is who sent it; what stands left of it anybody may have written."""
+def test_fault_55_a_proxy_is_believed_from_the_right(forwarded: list[str], taken: bool, proxied: Service) -> None:  # noqa: FBT001
+    """The last address that no trusted proxy has is who sent it; what stands left of it is not believed."""
     begun = proxied.start(NEVER_ACTS)
     assert post(proxied, begun, *forwarded).status_code == (200 if taken else 403)
     assert len(bodies(proxied, begun["refid"])) == taken
 
 
-def test_a_refusal_stored_behind_the_success_is_looked_at(proxied: Service, simulator: Simulator) -> None:
-    """`02` that waits for the row while the success is being written is evidence against it: a person is to look."""
+def test_fault_10_a_refusal_stored_behind_the_success_is_looked_at(proxied: Service, simulator: Simulator) -> None:
+    """A postback that says not paid and waits for the row while the success is written is seen as against it."""
     begun = proxied.start(NEVER_ACTS)
     refid = begun["refid"]
     waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

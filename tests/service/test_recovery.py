@@ -22,10 +22,8 @@ def own_simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulato
         yield simulator
 
 
-def test_a_payment_survives_a_kill_while_kpay_is_asked(
-    tmp_path: Path, new_database: NewDatabase, simulator: Simulator
-) -> None:
-    """Killed during the call, the service asks by checkstatus afterwards and never sends the request again."""
+def test_fault_34_a_kill_while_kpay_is_asked(tmp_path: Path, new_database: NewDatabase, simulator: Simulator) -> None:
+    """Killed while K-Pay is asked for money, the service finds out by checkstatus and never sends the request again."""
     port, database = free_port(), new_database()
     taken, lost = new_refid(), new_refid()
     numbers = {taken: "250780000030", lost: "250780000031"}  # both held for a minute; taken in, and not
@@ -51,8 +49,10 @@ def _ask_and_be_cut(url: str, key: str, body: object) -> None:
         http.post(f"{url}/v1/payments", json=body, headers={"Authorization": f"Bearer {key}"})
 
 
-def test_replicas_share_the_checks(tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator) -> None:
-    """Two webs and two workers over one database ask about each payment once a turn, and all payments end."""
+def test_fault_43_replicas_share_the_checks(
+    tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
+) -> None:
+    """Several processes over one database ask K-Pay about each payment once a turn, and all payments end."""
     database, schedule = new_database(), {"CHECK_SCHEDULE": "4,600"}
     with (
         run_service(tmp_path, database, own_simulator, QUICK | schedule, "--no-worker") as web,
@@ -66,10 +66,10 @@ def test_replicas_share_the_checks(tmp_path: Path, new_database: NewDatabase, ow
         assert checks == [1] * len(refids)
 
 
-def test_a_gateway_that_is_down_is_left_alone_and_found_again(
+def test_fault_31_a_gateway_that_is_down_is_left_alone_and_found_again(
     tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
 ) -> None:
-    """K-Pay is down: 201 and `created`, readiness 200 with the reason; it comes back and all payments end."""
+    """While K-Pay is down payments are `created` and readiness tells why; it comes back, and all of them end."""
     with run_service(tmp_path, new_database(), own_simulator, QUICK) as service:
         own_simulator.behave(down=True)
         try:
@@ -90,10 +90,10 @@ def test_a_gateway_that_is_down_is_left_alone_and_found_again(
         assert service.read(service.start()["refid"], wait=10)["status"] == "succeeded"
 
 
-def test_a_gateway_that_refuses_us_says_nothing_of_the_payer(
+def test_fault_30_a_gateway_that_refuses_us_says_nothing_of_the_payer(
     tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
 ) -> None:
-    """600 to checkstatus keeps the status and opens the breaker at once; 600 to a new request is `misconfigured`."""
+    """A K-Pay that refuses us fails no payment under way and stops the questions; a new payment is `misconfigured`."""
     with run_service(tmp_path, new_database(), own_simulator, QUICK) as service:
         waiting = service.start("250780000006")
         own_simulator.behave(refuse_credentials=True)
@@ -134,10 +134,10 @@ def test_a_payment_of_another_gateway_is_never_asked_about(
         assert (simulator.ledger(refid) or {})["checks"] == checks
 
 
-def test_time_runs_out_and_a_late_truth_is_still_taken(
+def test_fault_09_time_runs_out_and_a_late_truth_is_still_taken(
     tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
 ) -> None:
-    """`expired` on time, also while K-Pay is down; looked at again later; a late payment becomes `succeeded`."""
+    """A payment expires on time, also while K-Pay is down, is looked at again, and still succeeds when it was paid."""
     database = new_database()
     with run_service(tmp_path, database, own_simulator, QUICK | {"EXPIRE_AFTER": "3"}) as service:
         late, silent = (service.start("250780000005")["refid"] for _ in range(2))
@@ -156,8 +156,10 @@ def test_time_runs_out_and_a_late_truth_is_still_taken(
             own_simulator.behave(down=False)
 
 
-def test_a_clean_stop_lets_requests_finish(tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator) -> None:
-    """SIGTERM during a slow call: the caller gets its 201, a waiting caller its answer, and the exit code is 0."""
+def test_fault_46_a_clean_stop_lets_requests_finish(
+    tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
+) -> None:
+    """SIGTERM during slow calls: every caller gets its answer, and the exit code is 0."""
     answered: list[int] = []
     with (
         run_service(tmp_path, new_database(), own_simulator, QUICK) as service,
@@ -218,10 +220,10 @@ def test_several_processes_serve_and_count_together(
         assert service.process.stop() == 0
 
 
-def test_a_failure_that_a_postback_denies_is_looked_at_until_kpay_tells(
+def test_fault_08_a_failure_that_a_postback_denies(
     tmp_path: Path, new_database: NewDatabase, own_simulator: Simulator
 ) -> None:
-    """Paid after a failure, told by one postback while checkstatus is ill for longer than the rechecks: still found."""
+    """Paid after a failure, told by one postback while K-Pay cannot be asked: still found, as a late success."""
     with run_service(tmp_path, new_database(), own_simulator, QUICK) as service:
         refid = service.start("250780000001")["refid"]
         assert service.read(refid, wait=10)["status"] == "failed"
