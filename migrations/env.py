@@ -38,4 +38,15 @@ async def main(url: str) -> None:
     await engine.dispose()
 
 
-asyncio.run(main(context.config.attributes.get("database_url") or load(DatabaseSettings).database_url))
+def write() -> None:
+    """Write the migrations as SQL instead of running them (`alembic upgrade --sql`): for a linter, or a reader."""
+    context.configure(dialect_name="postgresql", target_metadata=metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    write()
+else:
+    asyncio.run(main(context.config.attributes.get("database_url") or load(DatabaseSettings).database_url))

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from app.main import create_app
 from app.settings import PREFIX, Settings, load
 from app.simulator.behaviours import markdown
+from tests import fault_table
 from tests.support import settings
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,20 @@ def test_the_readme_lists_every_setting() -> None:
 def test_the_readme_is_finished() -> None:
     """No placeholder is left."""
     assert "@@" not in (ROOT / "README.md").read_text()
+
+
+def test_every_fault_has_a_test() -> None:
+    """No number of the catalogue is without a test, and no test without a promise."""
+    found = fault_table.tests()
+    assert {test.number for test in found} == set(fault_table.FAULTS)
+    assert not [test.name for test in found if not test.promise.endswith(".")]
+
+
+def test_the_fault_table_is_the_tests() -> None:
+    """docs/faults.md has the tests that there are, with their promises, and each of them held when it was written."""
+    written = fault_table.written()
+    assert set(written) == {test.row for test in fault_table.tests()}, "./dev test --fault-table docs/faults.md"
+    assert {result for result in written.values() if not result.startswith("skipped: ")} == {"holds"}
 
 
 def test_the_openapi_document_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
