@@ -33,9 +33,12 @@ def run(connection: Connection) -> None:
 async def main(url: str) -> None:
     """Connect and run, however long it takes: an index may take minutes."""
     engine = make_engine(url, pool=1)
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run)
+    finally:
+        # Its session holds the lock by which one migrates at a time: left open, it would keep the next attempt out.
+        await engine.dispose()
 
 
 def write() -> None:

@@ -275,4 +275,7 @@ def migrating(url: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `kpayd migrate`."""
     env = environment() | {"KPAYD_DATABASE_URL": url}
     with subprocess.Popen([sys.executable, "-m", "app", "migrate"], env=env, cwd=folder) as child:
-        yield child
+        try:
+            yield child
+        finally:
+            child.kill()
