@@ -1,6 +1,6 @@
 """The fault table: every test named `test_fault_NN_...`, what it promises, and how it went.
 
-    ./dev test --fault-table docs/faults.md      # a whole run writes the table anew, results included
+    ./dev test --fault-table docs/faults.md      # writes the table anew; what the run left out keeps its result
 
 The number is that of the catalogue below, the promise is the test's docstring, and the result is the run's.
 """
@@ -84,7 +84,7 @@ FAULTS: Mapping[int, str] = {
 _HEAD = """# Faults, and what holds
 
 What can go wrong, what kpayd promises then, and the test that shows it on real processes: PostgreSQL, uvicorn, kill -9,
-a TCP proxy that misbehaves, full disks. `./dev test --fault-table docs/faults.md` writes this table from a whole run;
+a TCP proxy that misbehaves, full disks. `./dev test --fault-table docs/faults.md` writes this table from its run;
 `tests/test_docs.py` sees that no number is missing and that the promises are the tests' own.
 
 Numbers 49 to 52 are about notifications to other services, which this version does not send yet.
@@ -164,4 +164,8 @@ class Results:
             if result != "holds":
                 terminalreporter.line(f"{test.number:02} {FAULTS[test.number]}: {result} ({test.name})", red=True)
         if self._table is not None:
-            self._table.write_text(_HEAD + "".join(f"{test.row} {result} |\n" for test, result in rows.items()))
+            before = written() if self._table.exists() else {}
+            kept = {
+                test: before.get(test.row, result) if result == "not run" else result for test, result in rows.items()
+            }
+            self._table.write_text(_HEAD + "".join(f"{test.row} {result} |\n" for test, result in kept.items()))

@@ -215,8 +215,8 @@ def test_fault_59_a_console_log_has_no_forged_line(proxied: Service) -> None:
 
 def test_fault_59_an_operator_sees_what_was_written(service: Service) -> None:
     """What a payer or K-Pay wrote is shown to an operator letter by letter: no mark-up in it acts or vanishes."""
-    texts = ["[link=https://evil.example]here[/link]", "[bold]x[/bold]", "\\[x]", "[/b] paid"]
-    begun = service.start(NEVER_ACTS, details=texts[0], cname=texts[1], cnumber=texts[2], orderid=texts[3])
+    texts = ["[link=https://evil.example]here[/link]", "[bold]x[/bold]", "\\[x] [/b] paid"]
+    begun = service.start(NEVER_ACTS, details=texts[0], cname=texts[1], orderid=texts[2])
     done = run_command(service.env, "payments", "show", begun["refid"])
     assert done.returncode == 0, done.stderr[-500:]
     assert [text for text in texts if text not in done.stdout] == []
