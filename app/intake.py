@@ -276,7 +276,9 @@ class _Work:
         if not self.values:
             return self._row
         last_seq = self._row.last_seq + len(self.entries)
-        values = self.values | ({"last_seq": last_seq, "updated_at": self._row.now} if self.entries else {})
+        values = self.values | (
+            {"last_seq": last_seq, "updated_at": self._row.now, "pruned_at": None} if self.entries else {}
+        )
         row = (await connection.execute(_CHANGE, {"of": self._row.refid, **values})).one()
         if self.entries:
             await connection.execute(insert(events), self.entries)

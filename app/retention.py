@@ -1,14 +1,29 @@
 """Retention: takes personal data out of payments that are long over, and keeps what finance and disputes need.
 
 Kept for good: refid, tid, momtransactionid, amount, method, order, statuses, times and K-Pay's codes. Taken out: the
-payer's number, address, name and account, what the caller wrote, and the raw bodies, which hold all of these.
+payer's number, address, name and account, what the caller wrote, and the raw bodies, which hold all of these. What
+comes later (a postback, a late success) makes a payment one to prune again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Text, any_, bindparam, cast, delete, exists, func, literal, null, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    literal,
+    null,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -40,20 +55,17 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
     while True:
         async with database.transaction() as connection:
             batch = await _over(connection, before, last)
-            if batch and not dry_run:
-                await _take_out(connection, sorted(row.refid for row in batch))
+            refids = sorted(row.refid for row in batch)
+            pruned.payments += len(refids) if dry_run else await _take_out(connection, refids, before)
         if not batch:
             break
-        pruned.payments += len(batch)
         last = batch[-1]
     pruned.strays = await _strays(database, before, dry_run=dry_run)
     return pruned
 
 
-async def _over(connection: AsyncConnection, before: datetime, last: Row | None) -> Sequence[Row]:
-    """Return the next payments that are over, oldest first; walks the index of creation times once."""
-    order = (payments.c.created_at, payments.c.refid)
-    query = select(*order).where(
+def _is_over(before: datetime) -> Sequence[ColumnElement[bool]]:
+    return (
         payments.c.created_at < before,
         payments.c.final_at < before,
         payments.c.status.in_(FINAL),
@@ -61,20 +73,29 @@ async def _over(connection: AsyncConnection, before: datetime, last: Row | None)
         payments.c.pruned_at.is_(None),
         payments.c.review_reasons == cast([], ARRAY(Text)),
     )
+
+
+async def _over(connection: AsyncConnection, before: datetime, last: Row | None) -> Sequence[Row]:
+    """Return the next payments that are over, oldest first; walks the index of creation times once."""
+    order = (payments.c.created_at, payments.c.refid)
+    query = select(*order).where(*_is_over(before))
     if last is not None:
         query = query.where(tuple_(*order) > tuple_(last.created_at, last.refid))
     return (await connection.execute(query.order_by(*order).limit(BATCH))).all()
 
 
-async def _take_out(connection: AsyncConnection, refids: Sequence[str]) -> None:
-    these = any_(cast(refids, ARRAY(Text)))
+async def _take_out(connection: AsyncConnection, refids: Sequence[str], before: datetime) -> int:
+    """Take out what is still over under its lock, and tell how many that were."""
     empty = dict.fromkeys(("msisdn", "email", "cname", "cnumber", "details", "redirecturl"), "")
     values = empty | {"payaccount": null(), "logourl": null(), "checkout_url": null(), "pruned_at": func.now()}
-    await connection.execute(
-        update(payments).where(payments.c.refid == these).values(**values, metadata=cast(literal({}, JSONB), JSONB))
-    )
+    change = update(payments).where(payments.c.refid == any_(cast(refids, ARRAY(Text))), *_is_over(before))
+    change = change.values(**values, metadata=cast(literal({}, JSONB), JSONB)).returning(payments.c.refid)
+    taken = sorted((await connection.execute(change)).scalars())
+    these = any_(cast(taken, ARRAY(Text)))
     await connection.execute(update(events).where(events.c.refid == these).values(payaccount=null(), detail=null()))
-    await connection.execute(delete(evidence).where(evidence.c.refid == these))
+    # The digest stays: the same body again is still no news.
+    await connection.execute(update(evidence).where(evidence.c.refid == these).values(body=b"", remote=null()))
+    return len(taken)
 
 
 _BODIES = select(evidence.c.refid, evidence.c.digest).order_by(evidence.c.refid, evidence.c.digest)

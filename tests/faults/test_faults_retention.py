@@ -68,6 +68,13 @@ def test_fault_63_old_payments_lose_their_personal_data(
         again_by_key = service.http.post("/v1/payments", json=payment(), headers=key)
         assert (again_by_key.status_code, again_by_key.json()["refid"]) == (200, by_key)
         assert service.postback("old", statusid="01").json()["reply"] == "OK"
+        # What comes late makes it one to prune again; the same words again are no news.
+        assert service.postback("old", statusid="01").json()["reply"] == "OK"
+        query(url, "UPDATE payments SET next_check_at = NULL WHERE refid = 'old'")
+        assert json.loads(run_command(service.env, "prune", "--older-than", "365", "--json").stdout)["payments"] == 1
+        said = len(service.events("old"))
+        assert service.postback("old", statusid="01").json()["reply"] == "OK"
+        assert len(service.events("old")) == said
         query(url, "DELETE FROM payments WHERE refid IN ('reviewed', 'young')")
         query(url, "DELETE FROM evidence WHERE refid IN ('reviewed', 'young')")
         query(url, "DELETE FROM events WHERE refid IN ('reviewed', 'young')")
