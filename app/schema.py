@@ -3,17 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import stamina
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import DBAPIError
-
-from app.database import sqlstate
 
 ROOT = Path(__file__).parent.parent
-
-_TAKEN = ("55P03", "40P01")  # lock_timeout, deadlock
 
 
 def _config(url: str | None = None) -> Config:
@@ -44,11 +38,5 @@ class Schema:
 
 
 def migrate(url: str) -> None:
-    """Bring the database to the newest schema. Gives up a lock that is not had at once and tries again for minutes."""
-
-    def taken(exc: Exception) -> bool:
-        return isinstance(exc, DBAPIError) and sqlstate(exc) in _TAKEN
-
-    for attempt in stamina.retry_context(on=taken, attempts=100, wait_initial=0.5, wait_max=3, timeout=300):
-        with attempt:
-            command.upgrade(_config(url), "head")
+    """Bring the database to the newest schema, as `alembic upgrade head` does (migrations/env.py)."""
+    command.upgrade(_config(url), "head")

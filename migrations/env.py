@@ -1,15 +1,16 @@
 """How migrations reach the database: `KPAYD_DATABASE_URL`, with a short `lock_timeout`.
 
-A migration that waits for a lock makes every writer behind it wait too, so it gives up early and `kpayd migrate`
-tries again.
+A migration that waits for a lock makes every writer behind it wait too, so it gives up early and tries again.
 """
 
 import asyncio
 
+import stamina
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from app.database import make_engine
+from app.database import make_engine, sqlstate
 from app.models import metadata
 from app.settings import DatabaseSettings, load
 
@@ -20,8 +21,8 @@ ONE_AT_A_TIME = 6_770_911
 
 def run(connection: Connection) -> None:
     """Run the migrations that `alembic` was asked for, each in its own transaction."""
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()
     context.configure(
         connection=connection, target_metadata=metadata, transaction_per_migration=True, compare_server_default=True
@@ -30,8 +31,20 @@ def run(connection: Connection) -> None:
         context.run_migrations()
 
 
+def is_taken(exc: Exception) -> bool:
+    """Whether a lock was not had in time, or two waited for each other."""
+    return isinstance(exc, DBAPIError) and sqlstate(exc) in ("55P03", "40P01")
+
+
 async def main(url: str) -> None:
-    """Connect and run, however long it takes: an index may take minutes."""
+    """Run, however long it takes (an index may take minutes); a lock that is taken is tried again for five minutes."""
+    async for attempt in stamina.retry_context(on=is_taken, attempts=100, wait_initial=0.5, wait_max=3, timeout=300):
+        with attempt:
+            await once(url)
+
+
+async def once(url: str) -> None:
+    """Try once, on a connection of its own."""
     engine = make_engine(url, pool=1)
     try:
         async with engine.connect() as connection:
