@@ -36,6 +36,10 @@ ODD = (
 
 _UNPAID = {*("001", "002", "003", "004", "023", "031", "033", "035", "040", "041", "048", "049", "050", "051"), *FALSE}
 
+_ANSWER = 6.0
+"""How long a caller waits for one answer."""
+_LAST_ANSWER = 60.0
+"""How long the last answers may take when all faults are over."""
 _PATIENCE = (1, 3, 1000, 1000)
 """How often a caller who got no answer asks again."""
 
@@ -53,7 +57,7 @@ class Callers:
         self._refids: list[str] = []
         self._unpaid: list[str] = []
         self._over = False
-        self._http = httpx2.AsyncClient(trust_env=False, timeout=6)
+        self._http = httpx2.AsyncClient(trust_env=False, timeout=_ANSWER)
 
     async def run(self, seconds: float) -> None:
         """Call for so long, then let everybody have the answer to the last start."""
@@ -61,7 +65,8 @@ class Callers:
             callers = [asyncio.create_task(self._call_on()) for _ in range(CALLERS)]
             await asyncio.sleep(seconds)
             self._over = True
-            await asyncio.gather(*callers)
+            async with asyncio.timeout(_LAST_ANSWER):
+                await asyncio.gather(*callers)
 
     async def _call_on(self) -> None:
         acts = (self._start, self._read, self._check, self._list, self._forge, self._tell, self._lie)
@@ -76,8 +81,9 @@ class Callers:
         headers = {"Authorization": f"Bearer {self._key}"} | request.pop("headers", {})
         began, status, content = time.monotonic(), None, b""
         found: dict[str, Any] = {}
-        with contextlib.suppress(httpx2.HTTPError):
-            answer = await self._http.request(method, url, headers=headers, **request)
+        with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+            async with asyncio.timeout(_ANSWER):  # httpx2's own time-out is per read: an answer may dribble for an hour
+                answer = await self._http.request(method, url, headers=headers, **request)
             status, content = answer.status_code, answer.content
             found = answer.json() if answer.is_success and kind not in ("postback", "forged") else {}
         saw = {each["refid"]: each["status"] for each in found.get("items", [found] if found else [])}

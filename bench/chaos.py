@@ -170,8 +170,10 @@ class World:
                 stop = {"PostgreSQL": self.server.signal, "K-Pay": self.simulator.process.child.send_signal}
                 send = stop.get(target) or self.nodes[target].signal
                 send(signal.SIGSTOP)
-                await asyncio.sleep(step.seconds)
-                send(signal.SIGCONT)
+                try:
+                    await asyncio.sleep(step.seconds)
+                finally:
+                    send(signal.SIGCONT)  # a server that stands still cannot be stopped
             case fault, link:
                 self.links[link].set(Fault(fault), step.amount)
                 await asyncio.sleep(step.seconds)
@@ -297,7 +299,7 @@ def settle_all(simulator: Simulator, seed: int) -> None:
 
 
 async def play(world: World, seed: int, seconds: float) -> Report:
-    """Let chaos rule for so long, then order; return what came of it."""
+    """Let chaos rule for so long, then order; return what came of it. Fails where a service ends by itself."""
     await world.calm()
     until = time.monotonic() + seconds
     callers = Callers([world.links[f"front {node}"].url for node in NODES], world.key, world.simulator.url, seed)

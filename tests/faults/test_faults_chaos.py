@@ -4,7 +4,7 @@ import pytest
 
 from bench.chaos import run, schedule
 
-SEED = 2
+SEED = 18
 SECONDS = 22
 
 
@@ -12,7 +12,7 @@ SECONDS = 22
 def test_fault_38_services_and_postgres_killed_and_links_broken_under_load() -> None:
     """While services and PostgreSQL die and links break under load, nothing that anybody was told turns out untrue.
 
-    The seed is chosen so that both services and PostgreSQL are killed early; `bench.chaos` runs any seed for any time.
+    The seed is chosen so that PostgreSQL and then a service are killed first; `bench.chaos` runs any seed for any time.
     """
     report = run(SEED, SECONDS)
     print("\n".join(report.lines()))  # noqa: T201 - shown where it fails
