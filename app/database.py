@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -140,7 +140,12 @@ class Database:
                 self._waited = time.monotonic() - began
                 async with engine.connect() as connection:
                     try:
-                        yield connection
+                        try:
+                            yield connection
+                        except Exception:
+                            # Here it can still be cut short: SQLAlchemy's own would wait for an answer for ever.
+                            await connection.rollback()
+                            raise
                     except asyncio.CancelledError:
                         if not connection.invalidated:
                             await connection.invalidate()
@@ -154,7 +159,9 @@ async def open_database(url: str, *, pool: int, pooled: bool = False) -> AsyncIt
     try:
         yield Database(engine, pool, pooled=pooled)
     finally:
-        await engine.dispose()
+        with suppress(TimeoutError):  # a server that does not answer is not waited for
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await engine.dispose()
 
 
 def sqlstate(exc: BaseException) -> str:

@@ -3,6 +3,7 @@
 A key has 256 random bits: the limit spares the database, not the key.
 """
 
+import asyncio
 import time
 from ipaddress import IPv6Address, ip_address
 
@@ -17,6 +18,8 @@ class Guesses:
     """Wrong keys by address in the last minute, in memory of bounded size. An IPv6 address counts by its /64."""
 
     def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        """Whose turn it is: of addresses that have guessed too often, one key at a time is looked up."""
         self._wrong: TTLCache[str, list[int]] = TTLCache(_ADDRESSES, SECONDS, time.monotonic)
 
     def note(self, address: str) -> None:

@@ -17,7 +17,7 @@ from app import metrics
 from app.bell import Bell
 from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, sqlstate
 from app.domain import Evidence, agrees_with
-from app.models import Row
+from app.models import Row, payments
 from app.raw import Raw
 
 log = structlog.get_logger()
@@ -137,7 +137,9 @@ class Inbox:
         return [row if row.refid is not None else None for row in rows]
 
 
-_STORE = text("""
+# By name: with a star the statement would change its result, and fail once, when a migration adds a column.
+_PAYMENT = ", ".join(f"p.{column.name}" for column in payments.c)
+_STORE = text(f"""
 WITH item AS (
     SELECT * FROM unnest(
         CAST(:refid AS text[]), CAST(:digest AS bytea[]), CAST(:body AS bytea[]), CAST(:content_type AS text[]),
@@ -156,12 +158,13 @@ WITH item AS (
         wake_step = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.wake_step ELSE 0 END,
         next_check_at = CASE WHEN p.status = i.agrees AND coalesce(p.tid = i.tid, true) THEN p.next_check_at
                              ELSE greatest(now(), p.checked_at + interval '1 second') END,
+        pruned_at = CASE WHEN fresh.refid IS NULL THEN p.pruned_at END,
         recheck = p.recheck OR (p.status = 'failed' AND i.agrees <> 'failed')
     FROM item AS i LEFT JOIN fresh ON fresh.refid = i.refid
     -- A repetition has no effect, unless it says "paid" of a failed payment that nobody looks at any more.
     WHERE p.refid = i.refid AND (
         fresh.refid IS NOT NULL OR (p.status = 'failed' AND i.agrees = 'succeeded' AND p.next_check_at IS NULL))
-    RETURNING p.*
+    RETURNING {_PAYMENT}
 ), noted AS (
     INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
     SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
@@ -171,6 +174,6 @@ WITH item AS (
 -- The updated rows as they are under their locks; a snapshot would miss what another commit has just decided.
 SELECT refid AS for_refid, numbered.* FROM numbered
 UNION ALL
-SELECT i.refid, p.* FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
+SELECT i.refid, {_PAYMENT} FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
 WHERE NOT EXISTS (SELECT FROM numbered AS n WHERE n.refid = i.refid)
-""")
+""")  # noqa: S608 - the names of our own columns

@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 _MAC = re.compile(r"(/kpay/(?:returl|return)/[^/\s]{1,64}/)[^/\s\"'?]+")
 _MSISDN = re.compile(r"(?<![0-9A-Za-z])(\+?(?:250|0)7\d)\d{4}(\d{3})(?!\d)")
 # PostgreSQL's word about a row that it refuses: all of the row, the payer's data too.
-_DETAIL = re.compile(r"^DETAIL: .*$", re.MULTILINE)
+_DETAIL = re.compile(r"^DETAIL: .*?(?=\n\[SQL|\n\(Background|\Z)", re.MULTILINE | re.DOTALL)
 _NOISY = ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access", "asyncio")
 
 

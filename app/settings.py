@@ -184,7 +184,7 @@ class Settings(DatabaseSettings):
         description="hosts, besides `GATEWAY_URL`'s own, that a `checkout_url` may send a payer to",
     )
     stop_delay: float = Field(
-        default=5,
+        default=3,
         ge=0,
         le=300,
         allow_inf_nan=False,

@@ -44,21 +44,23 @@ def _died(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (exc := task.exception()) is not None:
         _deaths.append(exc)
         log.critical("a background task died; stopping", exc_info=exc)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def set_on_signal(stopping: asyncio.Event, *, alone: bool, delay: float = 0.0) -> None:
     """Set `stopping` on SIGTERM and SIGINT; unless `alone`, whoever handled them before (the server) does so too.
 
     After SIGTERM the server goes on for `delay` seconds: a load balancer must see that it is stopping before it stops
-    listening, or requests are refused. SIGINT, and a second SIGTERM, mean now.
+    listening, or requests are refused. SIGINT means now; a second SIGTERM (a supervisor's, after the group's) nothing.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
 
         def handle(received: int, frame: FrameType | None, before: Any = before) -> None:  # noqa: ANN401 - what signal gives
-            later = delay if received == signal.SIGTERM and not stopping.is_set() else 0.0
+            if received == signal.SIGTERM and stopping.is_set():
+                return
+            later = delay if received == signal.SIGTERM else 0.0
             loop.call_soon_threadsafe(stopping.set)
             if callable(before) and not alone:
                 loop.call_soon_threadsafe(loop.call_later, later, before, received, frame)

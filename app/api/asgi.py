@@ -5,6 +5,7 @@ before anybody sees the request, so that a handler never waits for a client.
 """
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,9 +17,9 @@ from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
 from app.kpay.client import MOST_PAYMENTS
 
-MOST_READS = 128
+MOST_READS = 256
 """Reads at once: more of them would only wait for each other."""
-MOST_WAITS = 2_048
+MOST_WAITS = 256
 """Calls at once that wait for something else than us: `?wait=`, a check."""
 
 MAX_BODY = 64 * 1024
@@ -101,14 +102,23 @@ class Admission:
     def _kind(self, scope: Scope) -> _Kind:
         if scope["method"] == "POST":
             return self._starts if scope["path"] == "/v1/payments" else self._waits
-        return self._waits if b"wait=" in scope["query_string"] else self._reads
+        waits = any(part.startswith(b"wait=") for part in scope["query_string"].split(b"&"))
+        return self._waits if waits else self._reads
+
+
+_GUESSER = Problem(
+    429,
+    "too_many_wrong_keys",
+    "too many wrong keys came from this address; wait a minute",
+    headers={"Retry-After": "60"},
+)
 
 
 class Authentication:
     """Answers 401 to a call under `/v1/` without a valid key, and leaves the client in `request.state.client`.
 
     Before the body is read: nobody's body is neither waited for nor discussed. An address that has sent too many
-    wrong keys is answered 429, but for keys that are known to be somebody's.
+    wrong keys is answered 429 to more of them; a right one is let in, though it may have to come again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,15 +131,18 @@ class Authentication:
             parts = parts_of(request)
             kind, _, key = request.headers.get("authorization", "").partition(" ")
             address = remote_address(request, parts.settings.trusted_proxies)
-            if parts.guesses.too_many(address) and not parts.clients.has_seen(key.strip()):
-                detail = "too many wrong keys came from this address; wait a minute"
-                problem = Problem(429, "too_many_wrong_keys", detail, headers={"Retry-After": "60"})
-                await problem.response()(scope, receive, send)
+            guesser = parts.guesses.too_many(address) and not parts.clients.has_seen(key.strip())
+            if guesser and parts.guesses.turn.locked():
+                await _GUESSER.response()(scope, receive, send)
                 return
             try:
-                client = await parts.clients.by_key(key.strip()) if kind.lower() == "bearer" else None
+                async with parts.guesses.turn if guesser else nullcontext():
+                    client = await parts.clients.by_key(key.strip()) if kind.lower() == "bearer" else None
             except UNAVAILABLE as exc:
                 await (await unavailable(request, exc))(scope, receive, send)
+                return
+            if client is None and guesser:
+                await _GUESSER.response()(scope, receive, send)
                 return
             if client is None:
                 if key:

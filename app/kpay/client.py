@@ -57,9 +57,10 @@ class Endpoint:
 class KPay:
     """K-Pay's API. Make it by `connect`, which closes its connections."""
 
-    def __init__(self, client: httpx2.AsyncClient, endpoint: Endpoint) -> None:
+    def __init__(self, client: httpx2.AsyncClient, endpoint: Endpoint, checks: int = 16) -> None:
         self._client = client
         self._endpoint = endpoint
+        self._asking = asyncio.Semaphore(checks)
 
     async def pay(self, request: Mapping[str, Any]) -> Answer:
         """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a failed connect is tried again."""
@@ -78,7 +79,9 @@ class KPay:
 
     async def checkstatus(self, refid: str) -> Answer:
         """Ask what became of `refid`. Raises `NotSent` or `InDoubt`, both of which say nothing of the payment."""
-        return await self._call("checkstatus", {"action": "checkstatus", "refid": refid}, self._endpoint.timeout)
+        # In line, so that however many are asked about, payments have their connections.
+        async with self._asking:
+            return await self._call("checkstatus", {"action": "checkstatus", "refid": refid}, self._endpoint.timeout)
 
     async def _call(self, action: str, request: Mapping[str, Any], seconds: float) -> Answer:
         began, outcome = time.monotonic(), "interrupted"
@@ -115,19 +118,22 @@ class KPay:
 
 @asynccontextmanager
 async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = MOST_PAYMENTS) -> AsyncIterator[KPay]:
-    """Yield a client of `endpoint` with connections for so many checks and payments at once. It keeps no cookies."""
+    """Yield a client of `endpoint` with connections for so many payments, and twice so many checks, at once.
+
+    It keeps no cookies. Whoever asks by hand has room beside the schedule's own `checks`.
+    """
     connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
     async with httpx2.AsyncClient(
         auth=(endpoint.username, endpoint.password),
         headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
         timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds, pool=connect_seconds),
-        limits=httpx2.Limits(max_connections=checks + payments, keepalive_expiry=_IDLE_SECONDS),
+        limits=httpx2.Limits(max_connections=2 * checks + payments, keepalive_expiry=_IDLE_SECONDS),
         # A cookie would tie payments that have nothing to do with each other to one session at K-Pay.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
         trust_env=False,
     ) as client:
-        yield KPay(client, endpoint)
+        yield KPay(client, endpoint, 2 * checks)
 
 
 __all__ = ["Answer", "Endpoint", "GatewayError", "InDoubt", "KPay", "NotSent", "connect"]

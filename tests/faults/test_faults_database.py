@@ -14,8 +14,9 @@ from pathlib import Path
 import asyncpg
 import httpx2
 import pytest
+from sqlalchemy import text
 
-from app.database import async_url
+from app.database import Database, async_url, open_database
 from app.dev.laptop import free_port
 from tests.conftest import QUICK
 from tests.faults.conftest import Server, own_server
@@ -102,6 +103,34 @@ def test_fault_40_answers_are_bounded_while_postgresql_is_silent(
     back(service)
     assert service.read(refid)["status"] == "pending"
     assert service.start()["status"] == "pending"
+
+
+def test_fault_40_a_rollback_that_is_not_answered_holds_nobody_up(server: Server) -> None:
+    """An error within a transaction ends in two seconds too where PostgreSQL falls silent before the ROLLBACK."""
+
+    async def fail(database: Database) -> None:
+        async with database.transaction() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.to_thread(server.proxy.set, Fault.BLACKHOLE)
+            raise ZeroDivisionError
+
+    async def run() -> None:
+        async with open_database(server.url, pool=1) as database:
+            for _ in range(2):  # the second time shows that the first one has let go of its connection
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    await fail(database)
+                assert time.monotonic() - began < IN_TIME
+                await asyncio.to_thread(server.proxy.set, Fault.NONE)
+            await asyncio.to_thread(server.proxy.set, Fault.BLACKHOLE)
+            began = time.monotonic()
+        assert time.monotonic() - began < IN_TIME, "closing waited for an answer"
+
+    try:
+        asyncio.run(run())
+    finally:
+        server.proxy.set(Fault.NONE)
+        server.proxy.cut()
 
 
 def test_fault_23_no_postback_is_acknowledged_that_is_not_stored(server: Server, service: Service) -> None:

@@ -28,7 +28,7 @@ def guess(service: Service, address: str, key: str | None = None) -> httpx2.Resp
 
 
 def test_fault_57_an_address_that_guesses_keys_is_told_to_wait(guessed: Service) -> None:
-    """After 100 wrong keys in a minute an address gets 429; other addresses, and callers known there, go on."""
+    """After 100 wrong keys in a minute an address gets 429 for more of them; right keys and other addresses go on."""
     mine = {"X-Forwarded-For": "41.186.1.1"}
     assert guessed.http.get("/v1/payments", headers=mine).status_code == 200
     statuses = [guess(guessed, "41.186.1.1").status_code for _ in range(MOST + 5)]
@@ -41,6 +41,8 @@ def test_fault_57_an_address_that_guesses_keys_is_told_to_wait(guessed: Service)
     assert guessed.http.post("/v1/payments", json=payment(), headers=mine).status_code == 201
     assert guess(guessed, "41.186.1.2").status_code == 401
     assert guess(guessed, "41.186.1.2", guessed.key).status_code == 200
+    # Nor does a key that is new here pay for the guesses of others.
+    assert guess(guessed, "41.186.1.1", guessed.new_key("newcomer")).status_code == 200
 
 
 def test_fault_57_a_guesser_cannot_move_within_its_ipv6_network(guessed: Service) -> None:
