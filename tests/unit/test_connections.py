@@ -95,14 +95,27 @@ async def test_name_that_is_not_there() -> None:
 
 async def test_full_pool_is_not_sent() -> None:
     """A request that gets no connection because all are in use was not sent."""
-    async with serving(is_silent) as server, connect(server.endpoint(timeout=1), checks=1, payments=0) as kpay:
-        first = asyncio.create_task(kpay.checkstatus("R1"))
+    async with serving(is_silent) as server, connect(server.endpoint(timeout=4), checks=0, payments=1) as kpay:
+        first = asyncio.create_task(kpay.pay({"refid": "R1"}))
         await until(lambda: bool(server.requests))
         with pytest.raises(NotSent):
-            await kpay.checkstatus("R2")
+            await kpay.pay({"refid": "R2"})
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
     assert len(server.requests) == 1
+
+
+async def test_checks_leave_the_payments_their_connections() -> None:
+    """However many payments are asked about at once, a payment request has a connection."""
+    async with serving(is_silent) as server, connect(server.endpoint(timeout=4), checks=1, payments=1) as kpay:
+        checks = [asyncio.create_task(kpay.checkstatus(f"R{number}")) for number in range(5)]
+        await until(lambda: len(server.requests) == 2)
+        paying = asyncio.create_task(kpay.pay({"refid": "R9"}))
+        await until(lambda: len(server.requests) == 3)
+        for task in (*checks, paying):
+            task.cancel()
+        await asyncio.gather(*checks, paying, return_exceptions=True)
+    assert server.requests[-1].json["action"] == "pay"
 
 
 async def test_pool_outlives_calls_that_were_cut() -> None:
