@@ -80,7 +80,8 @@ def test_fault_41_at_twice_its_capacity_the_service_answers_what_it_can(service:
     assert read.statuses[200] > 0.3 * rate * seconds
     assert read.percentile(95) < 5
     assert set(posted.statuses) == {200}, posted.statuses
-    assert posted.percentile(95) < read.percentile(95) + 1
+    # Six seconds, when one new connection was taken in a turn of the loop; a tenth since.
+    assert posted.percentile(95) < 3
     assert set(living.statuses) == {200}, living.statuses
     assert metric(service, 'kpayd_shed_total{kind="read"}') > 0
     assert len([body for refid in refids for body in bodies(service, refid)]) == posted.statuses[200]
