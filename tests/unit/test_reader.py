@@ -169,7 +169,7 @@ def test_any_json(value: dict[str, Any], ascii_only: bool, content_type: str) ->
 
 PRINTABLE = ANY_TEXT.map(lambda text: "".join(char for char in text if char.isprintable()).strip()).filter(bool)
 MEMBERS = {
-    "statusid": PRINTABLE.filter(lambda text: text not in {"1", "2", "3"}),
+    "statusid": PRINTABLE.filter(lambda text: text not in set("123456789")),  # those are read as 01 to 09
     **dict.fromkeys(("tid", "momtransactionid", "payaccount"), PRINTABLE.filter(lambda text: text != "0")),
     **dict.fromkeys(("refid", "statusdesc", "retcode", "reply", "url"), PRINTABLE),
 }
