@@ -4,6 +4,7 @@ The command line reads them and hands values on; nothing below it looks at the e
 """
 
 import os
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -65,6 +66,19 @@ def _networks(value: object) -> object:
         raise ValueError("must be addresses or networks, e.g. 10.0.0.0/8, 192.0.2.7") from None
 
 
+_HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*\.?", re.IGNORECASE)
+
+
+def _hosts_and_networks(entries: list[str]) -> list[str]:
+    for entry in entries:
+        try:
+            ip_network(entry, strict=False)
+        except ValueError:
+            if not _HOST_NAME.fullmatch(entry) or entry.replace(".", "").isdigit():
+                raise ValueError("must be host names, addresses or networks, e.g. hooks.internal, 10.0.0.0/8") from None
+    return entries
+
+
 def _web_url(value: str) -> str:
     try:
         url = urlsplit(value)
@@ -123,7 +137,7 @@ WebUrl = Annotated[str, AfterValidator(_web_url)]
 
 
 class DatabaseSettings(BaseSettings):
-    """What `migrate` and the operator's look-ups need."""
+    """What `migrate` and the operators' commands need."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
@@ -134,6 +148,11 @@ class DatabaseSettings(BaseSettings):
     )
     database_pooled: bool = Field(
         default=False, description="whether a pooler shares connections between transactions (pgbouncer)"
+    )
+    webhook_hosts: Annotated[Csv, AfterValidator(_hosts_and_networks)] = Field(
+        default=[],
+        description="comma-separated hosts and CIDRs that notifications may go to besides https on public addresses; "
+        "for these, http and private addresses are allowed",
     )
 
 
@@ -178,6 +197,17 @@ class Settings(DatabaseSettings):
     )
     expire_after: Seconds = Field(default=86400, description="seconds until an open payment is `expired`")
     check_concurrency: int = Field(default=16, ge=1, le=1000, description="checkstatus calls at once, per process")
+    webhook_schedule: Schedule = Field(
+        default=[5, 30, 120, 600, 1800, 3600, 10800, 21600, 43200, 86400],
+        description="seconds between the attempts of a notification; after the last one it is parked",
+    )
+    webhook_timeout: Seconds = Field(default=15, description="seconds for one attempt, all told")
+    webhook_concurrency: int = Field(
+        default=16, ge=1, le=1000, description="notifications under way at once to one client, per process"
+    )
+    webhook_disable_after: Seconds = Field(
+        default=432_000, description="seconds of nothing but failures until a client's notifications are disabled"
+    )
     allow_usd: bool = Field(default=False, description="whether `currency` `USD` is accepted")
     checkout_hosts: Csv = Field(
         default=["pay.esicia.rw", "pay.esicia.com"],
