@@ -5,16 +5,19 @@ import base64
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import structlog
 from cachetools import TTLCache
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import case, func, insert, null, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database
+from app.database import UNAVAILABLE, Database
 from app.domain import Scope
-from app.models import Row, clients
+from app.models import Row, client_events, clients
 
 KEY_PREFIX = "kpk_"
 
@@ -22,6 +25,9 @@ REMEMBERED_SECONDS = 5.0
 """How long a process trusts a look-up: a revoked key dies within this time."""
 
 _SEEN_SECONDS = 3_600.0
+_USED_EVERY = text("interval '1 minute'")
+
+log = structlog.get_logger()
 
 
 class ClientError(Exception):
@@ -38,7 +44,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What is shown once, when a client is made or its key is rotated."""
+    """What is shown when a client is made or rotated; `key` is empty where it is as before: nobody knows it here."""
 
     name: str
     key: str
@@ -97,6 +103,8 @@ class Clients:
         try:
             async with self._database.autocommit() as connection:
                 row = (await connection.execute(query)).one_or_none()
+            if row is not None:
+                await self._note_use(row, hashed)
         finally:
             del self._looking[hashed]
         client = Client(row.name, frozenset(row.scopes)) if row else None
@@ -105,15 +113,30 @@ class Clients:
         self._known[hashed] = client
         return client
 
+    async def _note_use(self, row: Row, hashed: bytes) -> None:
+        """Note, once a minute, when a key was used last: whoever rotates sees whether the old one is still in use."""
+        name = "key_used_at" if row.key_hash == hashed else "previous_key_used_at"
+        used, is_key = clients.c[name], clients.c[name.removesuffix("_used_at") + "_hash"] == hashed
+        stale = or_(used.is_(None), used < func.now() - _USED_EVERY)
+        statement = update(clients).where(clients.c.name == row.name, is_key, stale).values({name: func.now()})
+        try:
+            async with self._database.autocommit() as connection:
+                await connection.execute(statement)
+        except UNAVAILABLE as exc:
+            # A database that is full or read-only still says who calls.
+            log.warning("when a key was used could not be noted", client=row.name, error=type(exc).__name__)
+
     async def add(
         self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None
     ) -> Credentials:
         """Make a client; raises `ClientError` where the name is taken. `key` is for `kpayd dev`, which keeps one."""
-        made = Credentials(name, key or new_key(), new_webhook_secret(), list(scopes))
-        values = {"name": name, "key_hash": _hash(made.key), "scopes": made.scopes, "webhook_url": webhook_url}
+        key = key or new_key()
+        made = Credentials(name, key, new_webhook_secret(), list(scopes))
+        values = {"name": name, "key_hash": _hash(key), "scopes": made.scopes, "webhook_url": webhook_url}
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(insert(clients).values(**values, webhook_secret=made.webhook_secret))
+                await _note(connection, name, "added")
         except IntegrityError as exc:
             raise ClientError(f"there is a client {name!r} already") from exc
         return made
@@ -123,25 +146,56 @@ class Clients:
         async with self._database.autocommit() as connection:
             return (await connection.execute(select(clients).order_by(clients.c.name))).all()
 
-    async def rotate(self, name: str) -> Credentials:
-        """Give a client a new key; the one before stays valid until the next rotation. Raises `ClientError`."""
-        key = new_key()
-        statement = (
-            update(clients)
-            .where(clients.c.name == name, clients.c.revoked_at.is_(None))
-            .values(previous_key_hash=clients.c.key_hash, key_hash=_hash(key))
-            .returning(clients)
-        )
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(statement)).one_or_none()
-        if row is None:
-            raise ClientError(_no_client(name))
-        return Credentials(name, key, row.webhook_secret, row.scopes)
+    async def history(self, name: str) -> Sequence[Row]:
+        """Return what was done to a client, oldest first."""
+        query = select(client_events).where(client_events.c.client == name).order_by(client_events.c.id)
+        async with self._database.autocommit() as connection:
+            return (await connection.execute(query)).all()
+
+    async def rotate(self, name: str, *, key: bool = True, secret: bool = True, at_once: bool = False) -> Credentials:
+        """Give a client a new key and a new webhook secret, or one of them. Raises `ClientError`.
+
+        The ones before stay valid until the next rotation; `at_once` ends them now.
+        """
+        fresh = new_key() if key else ""
+        values: dict[str, Any] = {}
+        if fresh:
+            before = (null(), null()) if at_once else (clients.c.key_hash, clients.c.key_used_at)
+            values |= dict(zip(("previous_key_hash", "previous_key_used_at"), before, strict=True))
+            values |= {"key_hash": _hash(fresh), "key_used_at": null()}
+        if secret:
+            values |= {"previous_webhook_secret": null() if at_once else clients.c.webhook_secret}
+            values |= {"webhook_secret": new_webhook_secret()}
+        what = " and ".join(name for name, chosen in (("key", key), ("webhook secret", secret)) if chosen)
+        row = await self._change(name, values, "rotated", f"{what}, the old ended at once" if at_once else what)
+        return Credentials(name, fresh, row.webhook_secret, row.scopes)
+
+    async def notify_at(self, name: str, url: str | None) -> None:
+        """Send a client's notifications to `url` from now on, also after they were disabled; None turns them off.
+
+        Raises `ClientError`.
+        """
+        off = clients.c.webhook_url.is_(None)
+        values = {
+            "webhook_url": url,
+            "webhook_since": case((off, func.now()), else_=clients.c.webhook_since),
+            **dict.fromkeys(("webhook_disabled_at", "webhook_failing_since", "webhook_paused_until"), null()),
+        }
+        await self._change(name, values, "webhook_set" if url else "webhook_removed")
 
     async def revoke(self, name: str) -> None:
         """End a client's keys for good; its payments stay. Raises `ClientError`."""
+        await self._change(name, {"revoked_at": func.now()}, "revoked")
+
+    async def _change(self, name: str, values: Mapping[str, Any], what: str, detail: str | None = None) -> Row:
         statement = update(clients).where(clients.c.name == name, clients.c.revoked_at.is_(None))
         async with self._database.transaction() as connection:
-            done = await connection.execute(statement.values(revoked_at=func.now()).returning(clients.c.name))
-            if done.one_or_none() is None:
+            row = (await connection.execute(statement.values(values).returning(clients))).one_or_none()
+            if row is None:
                 raise ClientError(_no_client(name))
+            await _note(connection, name, what, detail)
+        return row
+
+
+async def _note(connection: AsyncConnection, client: str, what: str, detail: str | None = None) -> None:
+    await connection.execute(insert(client_events), {"client": client, "type": what, "detail": detail})

@@ -31,6 +31,9 @@ class Scope(StrEnum):
     EVENTS_READ = "events:read"
 
 
+EVIDENCE = "evidence"
+"""The type of a timeline entry that changed nothing; those of changes are `payment.*`."""
+
 OPEN = frozenset({Status.CREATED, Status.PENDING})
 FINAL = frozenset(Status) - OPEN
 

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import text
 
 from app import metrics
-from app.bell import Bell
+from app.bell import DUE, Bell
 from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, sqlstate
 from app.domain import Evidence, agrees_with
 from app.models import Row, payments
@@ -113,7 +113,7 @@ class Inbox:
         metrics.POSTBACK_BATCH.observe(len(batch))
         for (_, stored), row in zip(batch, rows, strict=True):
             stored.set_result(row)
-        self._bell.ring_due()
+        self._bell.ring(DUE)
 
     async def _store(self, batch: Sequence[Postback]) -> list[Row | None]:
         evidence = [postback.evidence for postback in batch]

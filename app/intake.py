@@ -15,9 +15,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import metrics
-from app.bell import Bell
+from app.bell import Bell, of_payment
 from app.database import Database
 from app.domain import (
+    EVIDENCE,
     FINAL,
     OPEN,
     Decision,
@@ -36,7 +37,7 @@ from app.domain import (
     transition,
 )
 from app.jitter import jitter
-from app.models import Row, events, payments
+from app.models import Row, events, payments, state
 from app.models import evidence as evidence_table
 from app.raw import Raw
 from app.settings import is_loopback
@@ -105,7 +106,7 @@ def snapshot(row: Row) -> Snapshot:
 
 
 class Intake:
-    """The one writer of what is known of a payment. `bell` is rung after a commit that put something on a timeline."""
+    """The one writer of what is known of a payment. `bell` is told after a commit that put something on a timeline."""
 
     def __init__(self, database: Database, policy: Policy, bell: Bell) -> None:
         self._database = database
@@ -153,7 +154,7 @@ class Intake:
                 "payment changed", refid=after.refid, status=after.status, was=before.status, failure=after.failure_code
             )
         if work.entries:
-            self._bell.ring_changed(after.refid)
+            self._bell.announce(of_payment(after.refid))
 
 
 async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
@@ -203,7 +204,7 @@ class _Work:
         if reviews:
             self.review(evidence, reviews)
         if fresh and not changed and not reviews:
-            self._note("evidence", evidence, decision.status)
+            self._note(EVIDENCE, evidence, decision.status)
         self._schedule(evidence)
 
     def review(self, evidence: Evidence, reasons: frozenset[Review]) -> None:
@@ -281,7 +282,9 @@ class _Work:
         )
         row = (await connection.execute(_CHANGE, {"of": self._row.refid, **values})).one()
         if self.entries:
-            await connection.execute(insert(events), self.entries)
+            told = state(row)
+            entries = [entry | {"state": None if entry["type"] == EVIDENCE else told} for entry in self.entries]
+            await connection.execute(insert(events), entries)
         return row
 
     def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:

@@ -2,18 +2,22 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 
-from app import __version__, logs
+from app import __version__, egress, logs
+from app.addresses import Allowed
+from app.api import events as events_api
 from app.api import health, problems
 from app.api import payments as payments_api
-from app.api.asgi import Admission, Authentication, BodyLimit, Farewell
+from app.api.admission import Admission
+from app.api.asgi import Authentication, BodyLimit, Farewell
 from app.api.context import Context
 from app.api.returl import PATH, returl
 from app.bell import Bell
@@ -22,6 +26,7 @@ from app.clients import Clients
 from app.database import Database, open_database
 from app.domain import Rules
 from app.guesses import Guesses
+from app.herald import Herald
 from app.inbox import Inbox
 from app.intake import Intake
 from app.intake import Policy as IntakePolicy
@@ -30,11 +35,15 @@ from app.kpay.request import Merchant
 from app.kpay.unseen import Unseen
 from app.load import Load
 from app.macs import Macs
+from app.notify import Notifier
+from app.notify import Policy as NotifyPolicy
 from app.orders import Terms
 from app.payments import Payments
+from app.publish import Publisher
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import LOOPBACK, Settings, is_loopback, load
+from app.watch import watch
 from app.worker import background, set_on_signal
 
 log = structlog.get_logger()
@@ -66,10 +75,17 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
             settings.gateway_timeout,
         )
         gateway = await stack.enter_async_context(kpay.connect(endpoint, checks=settings.check_concurrency))
-        yield _assemble(settings, pool, gateway)
+        outside = await stack.enter_async_context(
+            egress.connect(
+                Allowed.of(settings.webhook_hosts),
+                timeout=settings.webhook_timeout,
+                connections=settings.webhook_concurrency,
+            )
+        )
+        yield _assemble(settings, pool, gateway, outside)
 
 
-def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> Context:
+def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outside: egress.Egress) -> Context:
     api, postbacks, worker = pool
     bell, unseen, breaker = Bell(), Unseen(), Breaker()
     macs = Macs([key.get_secret_value() for key in settings.secret_keys])
@@ -107,6 +123,18 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
             concurrency=settings.check_concurrency,
             breaker=breaker,
         ),
+        publisher=Publisher(worker, bell),
+        notifier=Notifier(
+            worker,
+            bell,
+            outside,
+            NotifyPolicy(
+                settings.webhook_schedule,
+                settings.webhook_timeout,
+                settings.webhook_disable_after,
+                settings.webhook_concurrency,
+            ),
+        ),
         macs=macs,
         bell=bell,
         unseen=unseen,
@@ -117,11 +145,11 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay) -> C
 
 
 def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
-    """Return the service as an ASGI application; `with_worker` runs the checks in this process too."""
+    """Return the service as an ASGI application; `with_worker` checks and notifies in this process too."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings) as parts, background(parts.inbox.run(), parts.load.watch()):
+        async with open_context(settings) as parts, background(parts.inbox.run(), parts.load.watch(), *_ears(parts)):
             app.state.context = parts
             set_on_signal(parts.stopping, alone=False, delay=settings.stop_delay)
             # A third of the cost under load was the collector walking what start-up had made.
@@ -139,7 +167,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
         summary="Payments by K-Pay for a company's own services",
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_tags=[{"name": "payments"}, {"name": "operation"}],
+        openapi_tags=[{"name": "payments"}, {"name": "events"}, {"name": "operation"}],
     )
     problems.install(app)
     app.add_middleware(BodyLimit)
@@ -148,18 +176,34 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.add_middleware(Farewell)
     app.add_middleware(CorrelationIdMiddleware)
     app.include_router(payments_api.router)
+    app.include_router(events_api.router)
     app.include_router(health.router)
     app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)
     return app
 
 
+def _ears(parts: Context) -> list[Coroutine[Any, Any, None]]:
+    """Return what lets this process hear of the others' doings: by the bell, or by looking."""
+    ears = [watch(parts.database, parts.bell), _ring_at_the_end(parts)]
+    if not parts.settings.database_pooled:  # a pooler cannot LISTEN
+        ears.append(Herald(parts.settings.database_url, parts.bell).run())
+    return ears
+
+
+async def _ring_at_the_end(parts: Context) -> None:
+    await parts.stopping.wait()
+    parts.bell.ring_all()
+
+
 @asynccontextmanager
 async def _worker(parts: Context) -> AsyncIterator[None]:
-    """Run the checks; at the end claim nothing new and let those under way finish."""
-    async with background(parts.reconciler.run(parts.stopping)) as (reconciling,):
+    """Run checks, publishing and notifications; at the end begin nothing new and let what is under way finish."""
+    works = (parts.reconciler, parts.publisher, parts.notifier)
+    async with background(*(work.run(parts.stopping) for work in works)) as running:
         yield
         parts.stopping.set()
-        await asyncio.wait([reconciling], timeout=parts.settings.gateway_timeout)
+        longest = max(parts.settings.gateway_timeout, parts.settings.webhook_timeout)
+        await asyncio.wait(running, timeout=longest)
 
 
 async def work(settings: Settings) -> None:
@@ -167,7 +211,7 @@ async def work(settings: Settings) -> None:
     async with open_context(settings) as parts:
         set_on_signal(parts.stopping, alone=True)
         log.info("kpayd's worker is up", version=__version__, gateway=settings.gateway)
-        async with _worker(parts):
+        async with background(*_ears(parts)), _worker(parts):
             await parts.stopping.wait()
         log.info("kpayd's worker is down")
 

@@ -34,6 +34,26 @@ UNKNOWN_PAYMENTS = Counter(
     "kpayd_postbacks_unknown_payment",
     "Authentic postbacks for a payment that is not in the database: was one restored?",
 )
+NOTIFICATIONS = Counter("kpayd_notifications", "Attempts to notify a client, by how they ended", ["outcome"])
+NOTIFICATION_SECONDS = Histogram(
+    "kpayd_notification_seconds",
+    "How long receivers took",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20),
+)
+NOTIFICATION_DELAY = Histogram(
+    "kpayd_notification_delay_seconds",
+    "From an event until its notification was received",
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600, 3600, 21600, 86400, 172800),
+)
+RECEIVERS_DISABLED = Counter("kpayd_receivers_disabled", "Clients whose notifications were turned off", ["reason"])
+DELIVERIES_PARKED = Gauge(
+    "kpayd_deliveries_parked", "Notifications that wait for an operator", multiprocess_mode="mostrecent"
+)
+OLDEST_DELIVERY = Gauge(
+    "kpayd_oldest_delivery_seconds", "Age of the notification that waits longest", multiprocess_mode="mostrecent"
+)
+STREAMS = Gauge("kpayd_streams", "Event streams that are open", multiprocess_mode="livesum")
+WAITS = Gauge("kpayd_waits", "Calls that wait for a payment to end", multiprocess_mode="livesum")
 BREAKER_OPEN = Gauge(
     "kpayd_gateway_breaker_open", "1 while checks are held back from K-Pay", multiprocess_mode="livemax"
 )

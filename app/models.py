@@ -14,6 +14,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -44,6 +45,11 @@ def _text(name: str, *, null: bool = False) -> Column[str]:
 
 def _time(name: str, *, null: bool = False, now: bool = False) -> Column[datetime]:
     return Column(name, DateTime(timezone=True), nullable=null, server_default=func.now() if now else None)
+
+
+def _moment(name: str) -> Column[datetime]:
+    """Return a time of writing, not of the transaction's begin: under a row's lock it grows from commit to commit."""
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp())
 
 
 _NEWEST_FIRST = (text("created_at DESC"), text("refid DESC"))
@@ -123,7 +129,7 @@ events = Table(
     Column("seq", Integer, nullable=False),
     _text("type"),
     _text("source"),
-    _time("created_at", now=True),
+    _moment("created_at"),
     _text("status"),
     _text("tid", null=True),
     _text("momtransactionid", null=True),
@@ -132,9 +138,47 @@ events = Table(
     _text("statusdesc", null=True),
     _text("retcode", null=True),
     _text("detail", null=True),
+    Column("state", JSONB(none_as_null=True), nullable=True),  # the payment as it was then: what `state` returns
+    # Whose feed it stands in, and where: `app.publish` writes both, after the commit.
+    _text("client", null=True),
+    Column("position", BigInteger, nullable=True),
     PrimaryKeyConstraint("refid", "seq"),
+    Index("events_outbox_idx", "created_at", postgresql_where=text("position IS NULL AND type <> 'evidence'")),
+    Index("events_feed_idx", "client", "position", postgresql_where=text("position IS NOT NULL")),
 )
-"""A payment's timeline, numbered from 1 without gaps: `payment.*` for a change, `evidence` for what changed nothing."""
+"""A payment's timeline, numbered from 1 without gaps: `payment.*` for a change, `evidence` for what changed nothing.
+
+A change without a position is the outbox: written in the commit that it tells of, not yet told to anybody.
+"""
+
+feed = Table(
+    "feed",
+    metadata,
+    Column("id", SmallInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id"),
+)
+"""One row: the last position given out. Its lock is what makes positions appear in their order."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _text("refid"),
+    Column("seq", Integer, nullable=False),
+    _text("client"),
+    _time("created_at", now=True),
+    _time("next_at", null=True),  # when it is tried next (while under way: in case it is lost); null: it is over
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),
+    _time("delivered_at", null=True),
+    _time("parked_at", null=True),
+    Column("http_status", SmallInteger, nullable=True),  # of the last attempt, where there was an answer
+    _text("error", null=True),
+    PrimaryKeyConstraint("refid", "seq"),
+    Index("deliveries_due_idx", "client", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+    Index("deliveries_parked_idx", "client", postgresql_where=text("parked_at IS NOT NULL")),
+    Index("deliveries_client_idx", "client", *_NEWEST_FIRST, text("seq DESC")),
+)
+"""One row for each event that a client is notified of."""
 
 evidence = Table(
     "evidence",
@@ -169,9 +213,16 @@ clients = Table(
     _text("name"),
     Column("key_hash", LargeBinary, nullable=False),
     Column("previous_key_hash", LargeBinary, nullable=True),
+    _time("key_used_at", null=True),  # to the minute
+    _time("previous_key_used_at", null=True),
     Column("scopes", ARRAY(Text), nullable=False),
     _text("webhook_url", null=True),
     _text("webhook_secret"),
+    _text("previous_webhook_secret", null=True),
+    _time("webhook_since", now=True),  # older events are not sent
+    _time("webhook_failing_since", null=True),
+    _time("webhook_paused_until", null=True),
+    _time("webhook_disabled_at", null=True),
     _time("created_at", now=True),
     _time("revoked_at", null=True),
     PrimaryKeyConstraint("name"),
@@ -180,6 +231,18 @@ clients = Table(
 )
 """API clients. Keys are 256 random bits, kept as SHA-256 only; two are valid at a time while one is being rotated."""
 
+client_events = Table(
+    "client_events",
+    metadata,
+    _text("client"),
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    _text("type"),
+    _text("detail", null=True),
+    _moment("created_at"),
+    PrimaryKeyConstraint("client", "id"),
+)
+"""What was done to a client, and by its receiver: made, rotated, revoked, notifications turned on or disabled."""
+
 Row = Any
 """A row as Core gives it: attributes by column name, typed where it becomes an object."""
 
@@ -187,3 +250,16 @@ Row = Any
 def mapping(row: Row) -> Mapping[str, Any]:
     """Return `row` by column name."""
     return cast("Mapping[str, Any]", row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+_STATE = (
+    *("status", "tid", "checkout_url", "momtransactionid", "payaccount", "statusid", "statusdesc"),
+    *("failure_code", "failure_detail", "failure_retcode", "review_reasons"),
+    *("updated_at", "final_at", "checked_at"),
+)
+
+
+def state(row: Row) -> dict[str, Any]:
+    """Return what can change of a row of `payments`, as JSON holds it: an event keeps it, whatever comes later."""
+    values = {name: getattr(row, name) for name in _STATE}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}

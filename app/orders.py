@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import ANSWER_SECONDS, CommitInDoubt, Database
 from app.domain import OPEN, Source, Status
 from app.jitter import jitter
-from app.models import Row, claims, events, payments
+from app.models import Row, claims, events, payments, state
 
 log = structlog.get_logger()
 
@@ -182,7 +182,8 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mi
     row = (await connection.execute(_INSERT, values)).one_or_none()
     if row is not None:
         created = {"refid": refid, "seq": 1, "type": "payment.created"}
-        await connection.execute(insert(events), created | {"source": Source.CALLER, "status": Status.CREATED})
+        told = {"source": Source.CALLER, "status": Status.CREATED, "state": state(row)}
+        await connection.execute(insert(events), created | told)
     return row
 
 

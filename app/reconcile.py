@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Interval, Text, and_, any_, cast, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from app.bell import Bell
+from app.bell import DUE, Bell
 from app.breaker import Breaker
 from app.database import UNAVAILABLE, Database
 from app.domain import OPEN, Evidence, Says, Source
@@ -74,17 +74,18 @@ class Reconciler:
     async def run(self, stopping: asyncio.Event) -> None:
         """Check whatever is due, `concurrency` at once, until `stopping`; then finish what is under way."""
         under_way: set[asyncio.Task[None]] = set()
-        while not stopping.is_set():
-            wanted = self._concurrency - len(under_way)
-            claims = await self._claim(wanted)
-            for claim in claims:
-                task = asyncio.create_task(self._check_claimed(claim))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            if len(under_way) >= self._concurrency:
-                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            elif len(claims) < wanted:
-                await self._bell.due_within(LOOK_EVERY)
+        with self._bell.listen(DUE) as due:
+            while not stopping.is_set():
+                wanted = self._concurrency - len(under_way)
+                claims = await self._claim(wanted)
+                for claim in claims:
+                    task = asyncio.create_task(self._check_claimed(claim))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                if len(under_way) >= self._concurrency:
+                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                elif len(claims) < wanted:
+                    await due.within(LOOK_EVERY)
         if under_way:
             await asyncio.wait(under_way)
 

@@ -92,7 +92,9 @@ async def _take_out(connection: AsyncConnection, refids: Sequence[str], before: 
     change = change.values(**values, metadata=cast(literal({}, JSONB), JSONB)).returning(payments.c.refid)
     taken = sorted((await connection.execute(change)).scalars())
     these = any_(cast(taken, ARRAY(Text)))
-    await connection.execute(update(events).where(events.c.refid == these).values(payaccount=null(), detail=null()))
+    kept = events.c.state.op("-")(cast(["payaccount", "checkout_url"], ARRAY(Text)))
+    cleared = {"payaccount": null(), "detail": null(), "state": kept}
+    await connection.execute(update(events).where(events.c.refid == these).values(cleared))
     # The digest stays: the same body again is still no news.
     await connection.execute(update(evidence).where(evidence.c.refid == these).values(body=b"", remote=null()))
     return len(taken)

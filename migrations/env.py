@@ -4,6 +4,7 @@ A migration that waits for a lock makes every writer behind it wait too, so it g
 """
 
 import asyncio
+import time
 
 import stamina
 from alembic import context
@@ -21,7 +22,10 @@ ONE_AT_A_TIME = 6_770_911
 
 def run(connection: Connection) -> None:
     """Run the migrations that `alembic` was asked for, each in its own transaction."""
-    connection.execute(text(f"SELECT pg_advisory_lock({ONE_AT_A_TIME})"))
+    # Asked again and again: a statement that waits is a transaction, and an index built CONCURRENTLY waits for it.
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({ONE_AT_A_TIME})")).scalar_one():
+        connection.commit()
+        time.sleep(0.1)
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()
     context.configure(

@@ -167,12 +167,14 @@ class Simulator:
 class Service:
     """The service as a process, with one API client that may do everything."""
 
-    def __init__(self, process: Process, url: str, database_url: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, process: Process, url: str, database_url: str, env: Mapping[str, str], *, key: str | None = None
+    ) -> None:
         self.process = process
         self.url = url
         self.database_url = database_url
         self.env = env
-        self.key = self.new_key("shop")
+        self.key = key or self.new_key("shop")
         self.http = self.client(self.key)
 
     def client(self, key: str | None) -> httpx2.Client:

@@ -6,7 +6,6 @@ before anybody sees the request, so that a handler never waits for a client.
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,12 +14,6 @@ from app import metrics
 from app.api.context import parts_of, remote_address
 from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
-from app.kpay.client import MOST_PAYMENTS
-
-MOST_READS = 256
-"""Reads at once: more of them would only wait for each other."""
-MOST_WAITS = 256
-"""Calls at once that wait for something else than us: `?wait=`, a check."""
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
@@ -57,53 +50,6 @@ class Farewell:
             await send(message)
 
         await self._app(scope, reading, closing)
-
-
-@dataclass(slots=True)
-class _Kind:
-    """Calls that are treated alike: up to which pressure, and how many at once, they are let in."""
-
-    name: str
-    pressure: float
-    most: int
-    under_way: int = 0
-
-
-class Admission:
-    """Answers 503 to calls under `/v1/` while this process is behind: reads first, then starts, never a postback.
-
-    Before anything else is spent on them, so that what was begun is finished and the queues drain.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._reads = _Kind("read", 1.0, MOST_READS)
-        self._waits = _Kind("wait", 1.0, MOST_WAITS)
-        self._starts = _Kind("start", 2.0, MOST_PAYMENTS)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        kind = self._kind(scope)
-        if kind.under_way >= kind.most or parts_of(Request(scope)).load.pressure >= kind.pressure:
-            metrics.SHED.labels(kind.name).inc()
-            detail = "more calls come than can be served; nothing was done about this one; send it again"
-            problem = Problem(503, "overloaded", detail, headers={"Retry-After": "1"})
-            await problem.response()(scope, receive, send)
-            return
-        kind.under_way += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            kind.under_way -= 1
-
-    def _kind(self, scope: Scope) -> _Kind:
-        if scope["method"] == "POST":
-            return self._starts if scope["path"] == "/v1/payments" else self._waits
-        waits = any(part.startswith(b"wait=") for part in scope["query_string"].split(b"&"))
-        return self._waits if waits else self._reads
 
 
 _GUESSER = Problem(

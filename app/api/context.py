@@ -20,7 +20,10 @@ from app.intake import Intake
 from app.kpay.unseen import Unseen
 from app.load import Load
 from app.macs import Macs
+from app.models import Row
+from app.notify import Notifier
 from app.payments import Payments
+from app.publish import Publisher
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import Network, Settings
@@ -37,6 +40,8 @@ class Context:
     intake: Intake
     inbox: Inbox
     reconciler: Reconciler
+    publisher: Publisher
+    notifier: Notifier
     macs: Macs
     bell: Bell
     unseen: Unseen
@@ -44,6 +49,7 @@ class Context:
     guesses: Guesses
     schema: Schema
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    rereads: dict[str, asyncio.Task[Row | None]] = field(default_factory=dict)
 
 
 def parts_of(request: Request) -> Context:
@@ -74,6 +80,7 @@ def caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
 
 Writer = Annotated[Client, Depends(caller(Scope.PAYMENTS_WRITE))]
 Reader = Annotated[Client, Depends(caller(Scope.PAYMENTS_READ))]
+Listener = Annotated[Client, Depends(caller(Scope.EVENTS_READ))]
 
 
 def remote_address(request: Request, trusted: list[Network]) -> str:

@@ -15,16 +15,39 @@ from app.models import payments
 
 router = APIRouter(tags=["operation"])
 
+_READY = {
+    "ready": True,
+    "stopping": False,
+    "database": "ok",
+    "schema": "current",
+    "gateway": {"host": "pay.esicia.rw", "status": "ok"},
+    "unseen": {},
+}
+
 
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz")
+@router.get(
+    "/healthz",
+    operation_id="healthz",
+    responses={200: {"content": {"application/json": {"example": {"status": "ok"}}}}},
+)
 async def healthz() -> dict[str, str]:
     """Tell that the process runs and its event loop turns."""
     return {"status": "ok"}
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", responses={503: {"description": "Not ready; the body says why"}})
+@router.get(
+    "/readyz",
+    operation_id="readyz",
+    responses={
+        200: {"description": "Ready", "content": {"application/json": {"example": _READY}}},
+        503: {
+            "description": "Not ready; the body says why",
+            "content": {"application/json": {"example": _READY | {"ready": False, "stopping": True}}},
+        },
+    },
+)
 async def readyz(parts: Parts) -> JSONResponse:
     """Tell whether traffic should come here: database reachable, schema current, not stopping.
 

@@ -1,62 +1,56 @@
 """Payments over REST: start, read, list, check, timeline."""
 
 import re
-import time
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app import reads
+from app.api.admission import TOO_MANY_WAIT, slot_of
 from app.api.context import Context, Parts, Reader, Writer
-from app.api.problems import PROBLEM, Problem, invalid
-from app.api.schemas import REFID_PATTERN, Payment, PaymentPage, PaymentQuery, PaymentRequest, Timeline
+from app.api.problems import Problem, documented, everywhere, invalid
+from app.api.schemas import REFID_PATTERN, PaymentPage, PaymentQuery, PaymentRequest, Timeline
+from app.api.waiting import LONGEST_WAIT, until_final
+from app.body import Payment
 from app.clients import Client
 from app.domain import FINAL
 from app.models import Row
 
-LOOK_EVERY = 0.5
-LONGEST_WAIT = 60
+router = APIRouter(prefix="/v1", tags=["payments"], responses=everywhere())
 
-
-_MEANINGS = {
-    401: "No valid key",
-    403: "The key lacks the scope",
-    404: "No such payment of yours",
-    408: "The body did not arrive in time",
-    409: "The refid, the Idempotency-Key or the order is taken; or the payment is another gateway's",
-    413: "The body is over 64 KiB",
-    422: "Some fields are at fault; `errors` names each",
-    429: "Too many wrong keys came from this address",
-    503: "Behind, or the database is out of reach: nothing was recorded, and nothing was sent; try again",
-}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
-
-
-router = APIRouter(prefix="/v1", tags=["payments"], responses=_problems(401, 403, 408, 413, 422, 429, 503))
-
-Refid = Annotated[str, Path(description="The payment's refid")]
+Refid = Annotated[str, Path(description="The payment's refid", examples=["order-1042-1"])]
+Wait = Annotated[float, Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for a final status")]
 
 
 @router.post(
     "/payments",
     status_code=201,
-    responses={200: {"model": Payment, "description": "The same request was made before"}, **_problems(409)},
+    operation_id="start_payment",
+    response_description="The payment, recorded now; `status` tells how it stands",
+    responses={
+        200: {"model": Payment, "description": "The payment that the same request started before, as it stands now"},
+        **documented("refid_used", "idempotency_key_reused", "order_open", "order_paid"),
+    },
 )
 async def start(
+    request: Request,
     body: PaymentRequest,
     parts: Parts,
     client: Writer,
     response: Response,
     idempotency_key: Annotated[
-        str | None, Header(pattern=r"^[!-~]([ -~]{0,253}[!-~])?$", description="The same key is the same payment")
+        str | None,
+        Header(
+            pattern=r"^[!-~]([ -~]{0,253}[!-~])?$",
+            description="The same key is the same payment; any printable text of your own, e.g. your order and which "
+            "attempt it is",
+        ),
     ] = None,
+    wait: Wait = 0,
 ) -> Payment:
     """Start a payment. 201 also when K-Pay refused it or its outcome is not known yet: read `status`.
 
+    With `wait`, the answer comes when the payment is final or the time is up.
     200 with the same payment when the same request is repeated (same `refid`, or same `Idempotency-Key`). When you
     get no answer at all, repeat the request with the same `refid` or key: nobody is charged twice.
     """
@@ -66,10 +60,13 @@ async def start(
     started = await parts.payments.start(body.order(), client.name, idempotency_key)
     response.status_code = 201 if started.fresh else 200
     response.headers["Location"] = f"/v1/payments/{started.payment.refid}"
-    return Payment.of(started.payment)
+    row = started.payment
+    if wait and row.status not in FINAL and slot_of(request).is_waiting():
+        row = await until_final(request, parts, row, wait)
+    return Payment.of(row)
 
 
-@router.get("/payments")
+@router.get("/payments", operation_id="list_payments", response_description="A page of payments")
 async def list_payments(wanted: Annotated[PaymentQuery, Query()], parts: Parts, client: Reader) -> PaymentPage:
     """List your payments, newest first."""
     filters = wanted.model_dump(exclude={"limit", "cursor"})
@@ -79,24 +76,34 @@ async def list_payments(wanted: Annotated[PaymentQuery, Query()], parts: Parts, 
     return PaymentPage(items=[Payment.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/payments/{refid}", responses=_problems(404))
+@router.get(
+    "/payments/{refid}",
+    operation_id="read_payment",
+    response_description="The payment",
+    responses=documented("not_found"),
+)
 async def read(
+    request: Request,
     refid: Refid,
     parts: Parts,
     client: Reader,
-    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for a final status")] = 0,
+    wait: Wait = 0,
 ) -> Payment:
     """Read a payment; with `wait`, answer when it is final or the time is up."""
-    until = time.monotonic() + wait
-    while True:
-        row = await _of(parts, client, refid)
-        left = until - time.monotonic()
-        if row.status in FINAL or left <= 0 or parts.stopping.is_set():
-            return Payment.of(row)
-        await parts.bell.changed_within(refid, min(left, LOOK_EVERY))
+    row = await _of(parts, client, refid)
+    if wait and row.status not in FINAL:
+        if not slot_of(request).is_waiting():
+            raise TOO_MANY_WAIT
+        row = await until_final(request, parts, row, wait)
+    return Payment.of(row)
 
 
-@router.post("/payments/{refid}/check", responses=_problems(404, 409))
+@router.post(
+    "/payments/{refid}/check",
+    operation_id="check_payment",
+    response_description="The payment after K-Pay was asked",
+    responses=documented("not_found", "other_gateway"),
+)
 async def check(refid: Refid, parts: Parts, client: Reader) -> Payment:
     """Ask K-Pay now and answer with the payment after that.
 
@@ -108,7 +115,12 @@ async def check(refid: Refid, parts: Parts, client: Reader) -> Payment:
     return Payment.of(await parts.reconciler.check_now(row))
 
 
-@router.get("/payments/{refid}/events", responses=_problems(404))
+@router.get(
+    "/payments/{refid}/events",
+    operation_id="read_timeline",
+    response_description="The timeline",
+    responses=documented("not_found"),
+)
 async def timeline(refid: Refid, parts: Parts, client: Reader) -> Timeline:
     """List every status change and every piece of evidence, oldest first."""
     row = await _of(parts, client, refid)

@@ -52,6 +52,70 @@ _WORDS = {
 
 PROBLEM = "application/problem+json"
 
+_MEANINGS = {
+    401: "No valid key; nothing was done",
+    403: "The key lacks the scope; nothing was done",
+    404: "There is no such thing of yours",
+    408: "The body did not arrive in time; nothing was done. Send it again",
+    409: "A name is taken, or the payment is another gateway's; nothing was recorded or sent. `code` says which",
+    413: "The body is over 64 KiB; nothing was done",
+    422: "Some fields are at fault, and `errors` names each; nothing was done",
+    429: "Too many wrong keys came from this address; nothing was done. Wait as `Retry-After` says",
+    500: "A mistake of this service: what it did is not known. Treat it as no answer",
+    503: "Behind, or the database is out of reach: nothing was sent to K-Pay. Send the same again after `Retry-After`",
+}
+_REFID = "order-1042-1"
+_EXAMPLES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "unauthorized": (401, "give a valid key: Authorization: Bearer KEY", {}),
+    "forbidden": (403, "this key lacks the scope payments:write", {}),
+    "not_found": (404, "there is no such payment of yours", {}),
+    "too_slow": (408, "the body did not arrive in time", {}),
+    "refid_used": (409, "this refid was used with other content", {"refid": _REFID}),
+    "idempotency_key_reused": (409, "this Idempotency-Key was used with other content", {"refid": _REFID}),
+    "order_open": (409, "this order has a payment under way", {"refid": _REFID}),
+    "order_paid": (409, "this order has been paid", {"refid": _REFID}),
+    "other_gateway": (409, "this payment belongs to another gateway, which is not asked from here", {}),
+    "too_large": (413, "a body may have 64 KiB at most", {}),
+    "invalid_request": (
+        422,
+        "amount: must be greater than 0",
+        {"errors": [{"field": "amount", "detail": "must be greater than 0"}]},
+    ),
+    "too_many_wrong_keys": (429, "too many wrong keys came from this address; wait a minute", {}),
+    "internal": (500, "a mistake of this service; it has been logged", {}),
+    "overloaded": (503, "more calls come than can be served; nothing was done about this one; send it again", {}),
+    "stopping": (503, "this process is stopping; connect again", {}),
+    "unavailable": (
+        503,
+        "the database is out of reach; nothing was sent to K-Pay; send the same request again",
+        {},
+    ),
+}
+"""The problems that a documented call can answer, by code: status, detail and what else is said."""
+_TELLS_WHEN = {"Retry-After": {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}}
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the errors with these codes as FastAPI's `responses` wants them, each with an example."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, detail, more = _EXAMPLES[code]
+        content = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+        response = found.setdefault(status, {"description": _MEANINGS[status], "content": {PROBLEM: content}})
+        if status in {429, 503}:
+            response["headers"] = _TELLS_WHEN
+        response["content"][PROBLEM]["examples"][code] = {"value": Problem(status, code, detail).body | more}
+    return found
+
+
+def everywhere() -> dict[int | str, dict[str, Any]]:
+    """Return the errors that every call under `/v1/` can answer."""
+    return documented(
+        *("unauthorized", "forbidden", "too_slow", "too_large", "invalid_request", "too_many_wrong_keys"),
+        *("internal", "overloaded", "unavailable"),
+    )
+
+
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _RETRY_AFTER = {"Retry-After": "1"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -69,11 +133,14 @@ class ProblemBody(BaseModel):
 
     model_config = ConfigDict(title="Problem")
 
-    type: str = Field(examples=["urn:kpayd:invalid_request"])
-    title: str = Field(examples=["Unprocessable Entity"])
-    status: int = Field(examples=[422])
-    detail: str = Field(examples=["amount: must be greater than 0"])
-    code: str = Field(description="What programs look at", examples=["invalid_request"])
+    type: str = Field(description="`code` as a URI", examples=["urn:kpayd:invalid_request"])
+    title: str = Field(description="The HTTP status in words", examples=["Unprocessable Entity"])
+    status: int = Field(description="The HTTP status", examples=[422])
+    detail: str = Field(
+        description="What is wrong, for people; it never repeats what was sent",
+        examples=["amount: must be greater than 0"],
+    )
+    code: str = Field(description="What programs look at; docs/answers.md lists all", examples=["invalid_request"])
     refid: str | None = Field(default=None, description="The payment that is in the way, on a 409")
     retcode: str | None = Field(default=None, description="K-Pay's code, where K-Pay said something")
     errors: list[FieldFault] | None = Field(default=None, description="Every field at fault, on a 422")

@@ -16,11 +16,15 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.config import JsonDict
 
+from app import feed
 from app import msisdn as numbers
-from app.domain import RETRYABLE, FailureCode, Review, Source, Status
+from app.body import Event, Method, Payment, event_id
+from app.deliveries import DeliveryState, state_of
+from app.domain import Source, Status
 from app.kpay import codes
-from app.models import Row, mapping
+from app.models import Row
 from app.orders import NewPayment
 from app.reads import MOST
 from app.settings import is_loopback
@@ -28,9 +32,6 @@ from app.settings import is_loopback
 REFID_PATTERN = r"^[A-Za-z0-9_-]{1,40}$"
 MAX_AMOUNT = 1_000_000_000_000
 MAX_METADATA = 50
-
-Method = Literal["momo", "cc", "bank", "spenn", "smartcash"]
-
 
 # No-break spaces, soft hyphens and joined emoji are what offices and phones write; what turns a line round is not.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -79,10 +80,26 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=40), Aft
 MetadataValue = Annotated[str, StringConstraints(max_length=500), AfterValidator(_no_nul)]
 
 
+_EXAMPLE: JsonDict = {
+    "refid": "order-1042-1",
+    "orderid": "1042",
+    "amount": 4200,
+    "pmethod": "momo",
+    "msisdn": "250788312934",
+    "email": "ikaneza@example.rw",
+    "details": "order 1042",
+    "cname": "KANEZA",
+    "redirecturl": "https://shop.example.rw/done",
+    "metadata": {"cashier": "7"},
+}
+
+
 class PaymentRequest(BaseModel):
     """A payment to start."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, hide_input_in_errors=True, json_schema_extra={"examples": [_EXAMPLE]}
+    )
 
     refid: str | None = Field(
         default=None,
@@ -91,7 +108,7 @@ class PaymentRequest(BaseModel):
         "neither, a repetition is a second payment",
     )
     amount: int = Field(gt=0, le=MAX_AMOUNT, description="In whole units of `currency`", examples=[4200])
-    currency: Literal["RWF", "USD"] = "RWF"
+    currency: Literal["RWF", "USD"] = Field(default="RWF", description="`USD` only where this service allows it")
     pmethod: Method = Field(description="The payment method", examples=["momo"])
     msisdn: Msisdn = Field(description="The payer's phone number", examples=["250788312934"])
     email: Email = Field(description="The payer's e-mail address", examples=["ikaneza@example.rw"])
@@ -110,7 +127,9 @@ class PaymentRequest(BaseModel):
         examples=["63510"],
     )
     orderid: Line | None = Field(
-        max_length=64, default=None, description="Your order; at most one open or paid payment each"
+        max_length=64,
+        default=None,
+        description="Your order; at most one open or paid payment each, so that a payer who taps twice pays once",
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default={}, max_length=MAX_METADATA, description="Yours: kept and given back, never sent to K-Pay"
@@ -148,61 +167,6 @@ class PaymentRequest(BaseModel):
         return NewPayment(**asked | {"cnumber": self.cnumber or self.msisdn})
 
 
-class FailureBody(BaseModel):
-    """Why a payment failed."""
-
-    code: FailureCode
-    detail: str = Field(description="What K-Pay said, in its words")
-    retcode: str | None
-    retryable: bool = Field(description="Whether the same order under a new refid may well succeed")
-
-
-class Payment(BaseModel):
-    """A payment and what is known of it."""
-
-    refid: str
-    status: Status
-    amount: int
-    currency: str
-    pmethod: Method
-    bankid: str
-    msisdn: str
-    email: str
-    details: str
-    cname: str
-    cnumber: str
-    redirecturl: str
-    logourl: str | None
-    orderid: str | None
-    metadata: dict[str, str]
-    tid: str | None = Field(description="K-Pay's own reference")
-    checkout_url: str | None = Field(description="Where the payer goes to pay by card")
-    momtransactionid: str | None = Field(description="The reference at the payer's bank or operator")
-    payaccount: str | None = Field(description="The account or number that paid")
-    statusid: str | None
-    statusdesc: str | None
-    failure: FailureBody | None
-    needs_review: bool = Field(description="Whether a person should look at it")
-    review_reasons: list[Review]
-    created_at: datetime
-    updated_at: datetime
-    final_at: datetime | None
-    checked_at: datetime | None = Field(description="When K-Pay last answered a question about it")
-
-    @classmethod
-    def of(cls, row: Row) -> "Payment":
-        """Return a row of `payments` as callers see it."""
-        columns = mapping(row)
-        failure = row.failure_code and FailureBody(
-            code=row.failure_code,
-            detail=row.failure_detail,
-            retcode=row.failure_retcode,
-            retryable=row.failure_code in RETRYABLE,
-        )
-        known = {name: columns[name] for name in cls.model_fields if name in columns}
-        return cls(**known, failure=failure, needs_review=bool(row.review_reasons))
-
-
 def _sane(value: datetime) -> datetime:
     try:
         year = value.astimezone(UTC).year
@@ -221,47 +185,133 @@ class PaymentQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    status: Status | None = None
-    pmethod: Method | None = None
-    msisdn: Msisdn | None = None
+    status: Status | None = Field(default=None, description="Those in this status only")
+    pmethod: Method | None = Field(default=None, description="Those paid by this method only")
+    msisdn: Msisdn | None = Field(default=None, description="Those of this phone number only, however it is written")
     tid: str | None = Field(default=None, pattern=r"^[!-~]{1,64}$", description="K-Pay's own reference")
-    needs_review: bool | None = None
-    created_after: Moment | None = None
-    created_before: Moment | None = None
-    limit: int = Field(default=50, ge=1, le=MOST)
+    needs_review: bool | None = Field(
+        default=None, description="Those that a person should look at (true), or nobody need look at (false)"
+    )
+    created_after: Moment | None = Field(default=None, description="Those recorded after this time only")
+    created_before: Moment | None = Field(default=None, description="Those recorded before this time only")
+    limit: int = Field(default=50, ge=1, le=MOST, description="How many at most")
     cursor: str | None = Field(default=None, max_length=200, description="`next_cursor` of the page before")
 
 
 class PaymentPage(BaseModel):
     """Some payments, newest first."""
 
-    items: list[Payment]
+    items: list[Payment] = Field(description="The payments")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last")
 
 
-class Event(BaseModel):
+class TimelineEntry(BaseModel):
     """One entry of a payment's timeline."""
 
-    seq: int = Field(description="From 1, without gaps")
-    type: str = Field(description="`payment.*` for a change, `evidence` for what changed nothing")
-    source: Source
-    created_at: datetime
-    status: Status = Field(description="The payment's status after it")
-    tid: str | None
-    momtransactionid: str | None
-    payaccount: str | None
-    statusid: str | None
-    statusdesc: str | None
-    retcode: str | None
-    detail: str | None
+    seq: int = Field(description="From 1, without gaps", examples=[4])
+    type: str = Field(
+        description="`payment.*` for a change, `evidence` for what changed nothing", examples=["payment.succeeded"]
+    )
+    source: Source = Field(description="Where it was learnt", examples=["checkstatus"])
+    created_at: datetime = Field(description="When it was learnt")
+    status: Status = Field(description="The payment's status after it", examples=["succeeded"])
+    tid: str | None = Field(description="K-Pay's reference, where it was named", examples=["A1011795525339"])
+    momtransactionid: str | None = Field(
+        description="The reference at the payer's bank or operator, where it was named", examples=["1795525339101"]
+    )
+    payaccount: str | None = Field(description="The account or number that paid, where it was named")
+    statusid: str | None = Field(description="K-Pay's code for the status, where it gave one", examples=["01"])
+    statusdesc: str | None = Field(description="The same in K-Pay's words")
+    retcode: str | None = Field(description="K-Pay's code for the call, where it gave one")
+    detail: str | None = Field(description="What was noticed here: why K-Pay could not be asked, reasons for a review")
 
 
 class Timeline(BaseModel):
     """All that happened to a payment, oldest first."""
 
-    items: list[Event]
+    items: list[TimelineEntry] = Field(description="The entries")
 
     @classmethod
     def of(cls, rows: Any) -> "Timeline":  # noqa: ANN401 - rows of `events`
         """Return rows of `events` as callers see them."""
-        return cls(items=[Event(**{name: getattr(row, name) for name in Event.model_fields}) for row in rows])
+        names = TimelineEntry.model_fields
+        return cls(items=[TimelineEntry(**{name: getattr(row, name) for name in names}) for row in rows])
+
+
+class EventQuery(BaseModel):
+    """Which events are wanted."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    after: str | None = Field(
+        default=None, max_length=80, description="`next_cursor` of the page before; left out, from the beginning"
+    )
+    limit: int = Field(default=100, ge=1, le=feed.MOST, description="How many events at most")
+
+
+class EventPage(BaseModel):
+    """Some events, in the order in which they were committed."""
+
+    items: list[Event] = Field(description="The events")
+    next_cursor: str | None = Field(
+        description="Give it as `after` for what comes next; null only while there has never been an event"
+    )
+
+
+class Notification(BaseModel):
+    """An event as it is sent to your webhook URL; its id is the header `webhook-id`."""
+
+    type: str = Field(
+        description="What happened: `payment.pending`, `payment.succeeded`, `payment.failed`, `payment.expired` or "
+        "`payment.needs_review`",
+        examples=["payment.succeeded"],
+    )
+    timestamp: datetime = Field(description="When it happened", examples=["2026-01-31T08:00:21.480000Z"])
+    data: Payment = Field(description="The payment as it was then")
+
+
+class DeliveryQuery(BaseModel):
+    """Which notifications are wanted."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    state: DeliveryState | None = Field(default=None, description="Where they stand; left out, any")
+    limit: int = Field(default=50, ge=1, le=MOST, description="How many at most")
+    cursor: str | None = Field(default=None, max_length=80, description="`next_cursor` of the page before")
+
+
+class Delivery(BaseModel):
+    """A notification and how it fared."""
+
+    id: str = Field(description="The event's id, sent as `webhook-id`", examples=["evt_order-1042-1_4"])
+    type: str = Field(description="The event's type", examples=["payment.succeeded"])
+    refid: str = Field(description="The payment's refid", examples=["order-1042-1"])
+    state: DeliveryState = Field(
+        description="`waiting` for its next attempt, `delivered`, or `parked`: tried again when somebody says so"
+    )
+    attempts: int = Field(description="How often it was tried", examples=[2])
+    http_status: int | None = Field(description="What the receiver answered last; null: nothing", examples=[500])
+    error: str | None = Field(description="Why the last attempt failed", examples=["HTTP 500"])
+    created_at: datetime = Field(description="When the event was published")
+    next_at: datetime | None = Field(description="When it is tried next")
+    delivered_at: datetime | None = Field(description="When it was received")
+    parked_at: datetime | None = Field(description="When it was parked")
+
+    @classmethod
+    def of(cls, row: Row) -> "Delivery":
+        """Return a row of `app.deliveries.page` as clients see it."""
+        known = {name: getattr(row, name) for name in cls.model_fields if name not in ("id", "state")}
+        return cls(id=event_id(row.refid, row.seq), state=state_of(row), **known)
+
+
+class DeliveryPage(BaseModel):
+    """Some notifications, newest first."""
+
+    items: list[Delivery] = Field(description="The notifications")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last")
+
+
+class Retried(BaseModel):
+    """How many notifications are sent again."""
+
+    retried: int = Field(description="How many; 0 where there was nothing to send again", examples=[1])

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from app import __version__
-from app.cli import clients, laptop, payments, run
+from app.cli import clients, deliveries, laptop, payments, run
 from app.settings import SettingsError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 laptop.install(app)
 run.install(app)
 app.add_typer(clients.app, name="clients")
+app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(payments.app, name="payments")
 
 

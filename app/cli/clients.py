@@ -1,25 +1,29 @@
-"""`kpayd clients`: who may call the API."""
+"""`kpayd clients`: who may call the API, and where they are notified."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, TypeVar
-from urllib.parse import urlsplit
 
 import typer
 
 from app.cli.output import Json, dump, err, fail, in_database, out, table
 from app.domain import Scope
+from app.settings import DatabaseSettings, load
 
 if TYPE_CHECKING:
     from app.clients import Clients, Credentials
 
 T = TypeVar("T")
 
-app = typer.Typer(help="API clients: add, list, rotate, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API clients: add, list, show, rotate, webhook, revoke.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes.")]
 
 _LONGEST_NAME = 64
+_COLUMNS = (
+    *("name", "scopes", "key_used_at", "previous_key_used_at", "webhook_url", "webhook_failing_since"),
+    *("webhook_disabled_at", "created_at", "revoked_at"),
+)
 
 
 def _with_clients(work: "Callable[[Clients], Awaitable[T]]") -> T:
@@ -31,6 +35,16 @@ def _with_clients(work: "Callable[[Clients], Awaitable[T]]") -> T:
         fail(str(exc))
 
 
+def _checked(option: str, url: str) -> str:
+    from app.addresses import Allowed, UrlRefused, check_url
+
+    try:
+        check_url(url, Allowed.of(load(DatabaseSettings).webhook_hosts))
+    except UrlRefused as exc:
+        fail(f"{option} {exc}", 2)
+    return url
+
+
 def _show(made: "Credentials", *, json: bool) -> None:
     if json:
         dump(asdict(made))
@@ -39,12 +53,13 @@ def _show(made: "Credentials", *, json: bool) -> None:
         ("", ""),
         [
             ("client", made.name),
-            ("key", made.key),
+            ("key", made.key or "as before"),
             ("webhook secret", made.webhook_secret),
             ("scopes", " ".join(made.scopes)),
         ],
     )
-    err.print("Keep the key now: it is not shown again.")
+    if made.key:
+        err.print("Keep the key now: it is not shown again.")
 
 
 @app.command()
@@ -59,36 +74,80 @@ def add(
     """Make a client and show its key once."""
     if not (0 < len(name) <= _LONGEST_NAME and name.isascii() and name.replace("-", "").replace(".", "").isalnum()):
         fail("NAME must be letters, digits, dots and dashes, 64 at most", 2)
-    if webhook_url is not None and (urlsplit(webhook_url).scheme != "https" or not urlsplit(webhook_url).hostname):
-        fail("--webhook-url must be an https URL", 2)
+    url = None if webhook_url is None else _checked("--webhook-url", webhook_url)
     scopes = list(dict.fromkeys(scope or Scope))
-    _show(_with_clients(lambda clients: clients.add(name, webhook_url=webhook_url, scopes=scopes)), json=json)
-    if webhook_url is not None:
-        err.print("The URL is kept; this version does not send notifications yet: read /v1/payments/{refid}?wait=.")
+    _show(_with_clients(lambda clients: clients.add(name, webhook_url=url, scopes=scopes)), json=json)
 
 
 @app.command(name="list")
 def list_(json: Json = False) -> None:
     """List all clients; keys are not among what is known of them."""
     rows = _with_clients(lambda clients: clients.all())
-    columns = ("name", "scopes", "webhook_url", "created_at", "revoked_at")
     if json:
-        dump([{column: getattr(row, column) for column in columns} for row in rows])
+        dump([{column: getattr(row, column) for column in _COLUMNS} for row in rows])
         return
     table(
-        ("name", "scopes", "webhook url", "made", "revoked"),
-        [(row.name, " ".join(row.scopes), row.webhook_url, row.created_at, row.revoked_at) for row in rows],
+        ("name", "key used", "old key used", "made", "revoked", "notifications", "scopes"),
+        [
+            (
+                *(row.name, row.key_used_at, row.previous_key_used_at, row.created_at, row.revoked_at),
+                _notified(row.webhook_url, failing=row.webhook_failing_since, disabled=row.webhook_disabled_at),
+                " ".join(row.scopes),
+            )
+            for row in rows
+        ],
     )
 
 
+def _notified(url: str | None, *, failing: object, disabled: object) -> str | None:
+    if url is None:
+        return None
+    return "disabled" if disabled else "failing" if failing else "on"
+
+
 @app.command()
-def rotate(name: Name, json: Json = False) -> None:
-    """Give a client a new key; the one before stays valid until the next rotation."""
-    _show(_with_clients(lambda clients: clients.rotate(name)), json=json)
+def show(name: Name, json: Json = False) -> None:
+    """Show what was done to a client, and by its receiver, oldest first."""
+    rows = _with_clients(lambda clients: clients.history(name))
+    if json:
+        dump([{"at": row.created_at, "type": row.type, "detail": row.detail} for row in rows])
+        return
+    if not rows:
+        fail(f"there is no client {name!r}, or nothing was done to it since this was noted")
+    table(("at", "what", ""), [(row.created_at, row.type, row.detail) for row in rows])
+
+
+@app.command()
+def rotate(
+    name: Name,
+    only: Annotated[str | None, typer.Option(help="key or secret; both if left out.")] = None,
+    at_once: Annotated[bool, typer.Option("--at-once", help="End the ones before now: one has leaked.")] = False,
+    json: Json = False,
+) -> None:
+    """Give a client a new key and webhook secret; the ones before stay valid until the next rotation."""
+    if only not in (None, "key", "secret"):
+        fail("--only must be key or secret", 2)
+    chosen = {"key": only != "secret", "secret": only != "key"}
+    _show(_with_clients(lambda clients: clients.rotate(name, **chosen, at_once=at_once)), json=json)
+
+
+@app.command()
+def webhook(
+    name: Name,
+    url: Annotated[str | None, typer.Argument(help="Where notifications are to go (https).")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Send none any more.")] = False,
+) -> None:
+    """Set where a client's notifications go; turns them on again where they were disabled."""
+    if (url is None) is not off:
+        fail("give a URL, or --off", 2)
+    checked = None if url is None else _checked("URL", url)
+    _with_clients(lambda clients: clients.notify_at(name, checked))
+    told = f"{name} is notified at {checked} from now on" if checked else f"{name} is not notified any more"
+    out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()
 def revoke(name: Name) -> None:
-    """End a client's keys for good; its payments stay."""
+    """End a client's keys and notifications for good; its payments stay."""
     _with_clients(lambda clients: clients.revoke(name))
     out.print(f"{name} is revoked; every process forgets its keys within five seconds", markup=False)

@@ -100,7 +100,7 @@ def check(refid: Refid, json: Json = False) -> None:
 
 
 def _plain(row: "Row") -> dict[str, Any]:
-    from app.api.schemas import Payment
+    from app.body import Payment
 
     return Payment.of(row).model_dump(mode="json") | {"client": row.client, "gateway": row.gateway}
 

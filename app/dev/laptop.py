@@ -76,6 +76,7 @@ def started(
             "SECRET_KEYS": kept["secret_key"],
             "LOG_FORMAT": "console",
             "STOP_DELAY": "0",
+            "WEBHOOK_HOSTS": "localhost,127.0.0.0/8,::1",
         }
         env = environment() | {f"{PREFIX}{name}": value for name, value in own.items()} | dict(settings or {})
         simulator = ["simulator", "--port", str(simulator_port), "--payer-delay", str(payer_delay)]

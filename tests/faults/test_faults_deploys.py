@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import subprocess
 import sys
 import tarfile
@@ -186,19 +187,21 @@ def old_service(code: Path, folder: Path, url: str, simulator: Simulator) -> Ite
     env = settings(url, f"{simulator.url}/", port, QUICK) | {"PYTHONPATH": str(code)}
     with kpayd(folder, env, "serve", "--port", str(port)) as process:
         answers(process, f"http://127.0.0.1:{port}/healthz")
-        service = Service(process, f"http://127.0.0.1:{port}", url, env)
+        add = [sys.executable, "-m", "app", "clients", "add", "old-shop", "--json"]
+        made = subprocess.run(add, env=environment() | env, cwd=folder, check=True, capture_output=True, text=True)
+        service = Service(process, f"http://127.0.0.1:{port}", url, env, key=json.loads(made.stdout)["key"])
         with service.http:
             yield service
 
 
 @contextmanager
 def idle_reader(url: str) -> Iterator[None]:
-    """Hold payments open for reading in a transaction that does nothing, as a forgotten session of somebody's does."""
+    """Hold tables open for reading in a transaction that does nothing, as somebody's forgotten session does."""
     script = (
         "import asyncio, asyncpg, sys\n"
         "async def main():\n"
         "    c = await asyncpg.connect(sys.argv[1])\n"
-        "    await c.execute('BEGIN; SELECT 1 FROM payments LIMIT 1')\n"
+        "    await c.execute('BEGIN; SELECT 1 FROM payments, events, clients LIMIT 1')\n"
         "    print('reading', flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
@@ -217,7 +220,7 @@ def test_fault_47_a_migration_stands_in_nobodys_way(
     code_before: Path, postgres: EmbeddedPostgres, simulator: Simulator, tmp_path: Path
 ) -> None:
     """While a migration waits behind an idle reader, the code before serves on as if nothing were; then it is done."""
-    url = at_schema_before(postgres, "kpayd_migrating")
+    url = at_schema_of(code_before, postgres, "kpayd_migrating")
     with (
         old_service(code_before, tmp_path, url, simulator) as old,
         ExitStack() as reading,
@@ -265,10 +268,11 @@ def test_fault_48_the_code_before_runs_on_the_schema_after(
 NUMBERS = ("250780000000", "250780000001", "250780000010")
 
 
-def at_schema_before(postgres: EmbeddedPostgres, name: str) -> str:
-    """Make a database at the schema before the newest migration."""
+def at_schema_of(code: Path, postgres: EmbeddedPostgres, name: str) -> str:
+    """Make a database at the newest schema that `code` knows."""
+    known = max(path.name.partition("_")[0] for path in (code / "migrations" / "versions").glob("[0-9]*.py"))
     create_database(postgres, name, template="kpayd_template")
-    command.downgrade(_config(postgres.url_of(name)), Schema.of_this_code().revisions[1])
+    command.downgrade(_config(postgres.url_of(name)), known)
     return postgres.url_of(name)
 
 

@@ -1,0 +1,102 @@
+"""Admission: how many calls of each kind are let in, so that what was begun is finished and the queues drain.
+
+Nothing else is spent on a call that is turned away. Reads go before starts, and a postback is never turned away here.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import metrics
+from app.api.context import parts_of
+from app.api.problems import Problem
+from app.kpay.client import MOST_PAYMENTS
+
+MOST_READS = 256
+"""Reads at once: more of them would only wait for each other."""
+MOST_CHECKS = 256
+MOST_WAITS = 4_000
+"""Calls at once that wait for a payment to end: each costs some memory and nothing else."""
+MOST_STREAMS = 5_000
+
+
+def _overloaded() -> Problem:
+    detail = "more calls come than can be served; nothing was done about this one; send it again"
+    return Problem(503, "overloaded", detail, headers={"Retry-After": "1"})
+
+
+TOO_MANY_WAIT = _overloaded()
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Calls that are treated alike: up to which pressure, and how many at once, they are let in."""
+
+    name: str
+    pressure: float
+    most: int
+    under_way: int = 0
+
+
+class Slot:
+    """The place of one call among those of its kind."""
+
+    def __init__(self, kind: _Kind, waits: _Kind) -> None:
+        self._kind = kind
+        self._waits = waits
+        kind.under_way += 1
+
+    def is_waiting(self) -> bool:
+        """Make room for others of its kind, since it only waits from here on; False where too many wait already."""
+        if self._waits.under_way >= self._waits.most:
+            metrics.SHED.labels(self._waits.name).inc()
+            return False
+        self.leave()
+        self._kind = self._waits
+        self._kind.under_way += 1
+        return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._kind.under_way -= 1
+
+
+def slot_of(request: Request) -> Slot:
+    """Return the place that `Admission` gave to `request`."""
+    return cast("Slot", request.state.slot)
+
+
+class Admission:
+    """Answers 503 to calls under `/v1/` while this process is behind, or has too many of their kind under way."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._reads = _Kind("read", 1.0, MOST_READS)
+        self._checks = _Kind("check", 1.0, MOST_CHECKS)
+        self._waits = _Kind("wait", 1.0, MOST_WAITS)
+        self._streams = _Kind("stream", 1.0, MOST_STREAMS)
+        self._starts = _Kind("start", 2.0, MOST_PAYMENTS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        kind = self._kind(scope)
+        if kind.under_way >= kind.most or parts_of(request).load.pressure >= kind.pressure:
+            metrics.SHED.labels(kind.name).inc()
+            await _overloaded().response()(scope, receive, send)
+            return
+        slot = request.state.slot = Slot(kind, self._waits)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            slot.leave()
+
+    def _kind(self, scope: Scope) -> _Kind:
+        if scope["method"] == "POST":
+            return self._starts if scope["path"] == "/v1/payments" else self._checks
+        return self._streams if scope["path"] == "/v1/events/stream" else self._reads

@@ -1,0 +1,58 @@
+"""Waiting for a payment to end: a call that waits holds a connection to us and none to the database.
+
+The bell wakes it, wherever the payment changed (app.bell). What no bell told `app.watch` finds out, for all who wait
+by one question.
+"""
+
+import asyncio
+import time
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+from app import metrics, reads
+from app.api.context import Context
+from app.bell import of_payment
+from app.domain import FINAL
+from app.models import Row
+
+LONGEST_WAIT = 60
+
+
+async def until_final(request: Request, parts: Context, row: Row, seconds: float) -> Row:
+    """Return the payment once it is final, or as it is when `seconds` are up, we stop or the caller has gone."""
+    until = time.monotonic() + seconds
+    leaving = asyncio.create_task(gone(request.receive))
+    try:
+        with metrics.WAITS.track_inprogress(), parts.bell.listen(of_payment(row.refid)) as changed:
+            leaving.add_done_callback(lambda _: changed.ring())
+            while True:
+                row = await _read(parts, row.refid) or row
+                left = until - time.monotonic()
+                if row.status in FINAL or left <= 0:
+                    return row
+                await changed.within(left)
+                if leaving.done() or parts.stopping.is_set():
+                    return row
+    finally:
+        leaving.cancel()
+
+
+async def gone(receive: Receive) -> None:
+    """Return when whoever sent a request has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(parts: Context, refid: str) -> Row | None:
+    """Read the payment now; of those who are woken by the same ring, one reads for all."""
+    reading = parts.rereads.get(refid)
+    if reading is None:
+        reading = parts.rereads[refid] = asyncio.create_task(_reread(parts, refid))
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return await asyncio.shield(reading)
+
+
+async def _reread(parts: Context, refid: str) -> Row | None:
+    del parts.rereads[refid]  # whoever comes from here on may have been woken by a later change
+    return await reads.one(parts.database, refid)

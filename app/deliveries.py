@@ -1,0 +1,215 @@
+"""Deliveries in the database: which are due, who is on the way with which, how they ended; the list and the retry.
+
+A claim moves `next_at` past the longest attempt: whoever dies on the way is followed by somebody else then. Of one
+payment only the first open delivery can be claimed, so its events arrive in order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Interval,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    column,
+    func,
+    null,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import Database
+from app.feed import TOLD, UnknownEvent, parse_id
+from app.models import Row, deliveries, events, payments
+
+MOST_AT_ONCE = 1_000
+_MOST_ERROR = 200
+
+_IS_OPEN = deliveries.c.next_at.is_not(None)
+_earlier = deliveries.alias("earlier")
+_IS_BEHIND = and_(
+    _earlier.c.refid == deliveries.c.refid, _earlier.c.seq < deliveries.c.seq, _earlier.c.next_at.is_not(None)
+)
+_KEYS = select(deliveries.c.refid, deliveries.c.seq)
+_DUE = (
+    _KEYS.outerjoin(_earlier, _IS_BEHIND)
+    .where(deliveries.c.client == bindparam("client"), deliveries.c.next_at <= func.now(), _earlier.c.refid.is_(None))
+    .order_by(deliveries.c.next_at, deliveries.c.refid)
+    .limit(bindparam("most"))
+)
+_THESE = (
+    func.unnest(bindparam("refids", type_=ARRAY(Text)), bindparam("seqs", type_=ARRAY(Integer)))
+    .table_valued(column("refid", Text), column("seq", Integer))
+    .render_derived("these")
+)
+_IN_THESE = (deliveries.c.refid == _THESE.c.refid) & (deliveries.c.seq == _THESE.c.seq)
+_CLAIM = (
+    update(deliveries)
+    .where(_IN_THESE, deliveries.c.next_at <= func.now())
+    .values(next_at=func.now() + bindparam("lease", type_=Interval), attempts=deliveries.c.attempts + 1)
+    .returning(deliveries.c.refid, deliveries.c.seq, deliveries.c.attempts)
+)
+_TOLD = (
+    select(*TOLD)
+    .join(payments, payments.c.refid == events.c.refid)
+    .join(_THESE, (_THESE.c.refid == events.c.refid) & (_THESE.c.seq == events.c.seq))
+)
+_NEXT = select(func.extract("epoch", func.min(deliveries.c.next_at) - func.now())).where(
+    deliveries.c.client == bindparam("client"), deliveries.c.next_at > func.now()
+)
+# By number of the attempt: one that was given up for lost says nothing of the one that followed it.
+_MINE = and_(
+    deliveries.c.refid == bindparam("of"),
+    deliveries.c.seq == bindparam("number"),
+    deliveries.c.attempts == bindparam("attempt"),
+    _IS_OPEN,
+)
+_FOLLOWERS = and_(deliveries.c.refid == bindparam("of"), deliveries.c.seq > bindparam("number"), _IS_OPEN)
+_AT = func.now() + bindparam("delay", type_=Interval)
+_SAID: dict[str, Any] = {"http_status": bindparam("said"), "error": bindparam("why")}
+_DELIVERED = update(deliveries).where(_MINE).values(next_at=null(), delivered_at=func.now(), **_SAID)
+_PARKED = update(deliveries).where(_MINE).values(next_at=null(), parked_at=func.now(), **_SAID)
+_AGAIN = update(deliveries).where(_MINE).values(next_at=_AT, **_SAID)
+_MOVE_FOLLOWERS = update(deliveries).where(_FOLLOWERS).values(next_at=_AT)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One delivery that this process is on the way with: the event, and which attempt this is."""
+
+    event: Row
+    attempt: int
+
+
+def _these(rows: Sequence[Row]) -> dict[str, Any]:
+    return {"refids": [row.refid for row in rows], "seqs": [row.seq for row in rows]}
+
+
+async def claim(database: Database, client: str, most: int, lease: timedelta) -> Sequence[Claim]:
+    """Take up to `most` due deliveries of `client`; nobody else has them until `lease` is over."""
+    async with database.autocommit() as connection:
+        due = (await connection.execute(_DUE, {"client": client, "most": most})).all()
+        if not due:
+            return []
+        claimed = (await connection.execute(_CLAIM, _these(due) | {"lease": lease})).all()
+        attempts = {(row.refid, row.seq): row.attempts for row in claimed}
+        told = (await connection.execute(_TOLD, _these(claimed))).all()
+    return [Claim(row, attempts[row.refid, row.event_seq]) for row in told]
+
+
+async def next_due_in(database: Database, client: str) -> float | None:
+    """Return in how many seconds another delivery of `client` is due; None where none is waiting."""
+    async with database.autocommit() as connection:
+        seconds: float | None = (await connection.execute(_NEXT, {"client": client})).scalar_one()
+    return None if seconds is None else float(seconds)
+
+
+async def settle(
+    connection: AsyncConnection, claimed: Claim, *, said: int | None, why: str | None, again_in: timedelta | None
+) -> None:
+    """Write how an attempt ended: delivered where there is no `why`, else tried again after `again_in`, or parked."""
+    key = {"of": claimed.event.refid, "number": claimed.event.event_seq}
+    mine = key | {"attempt": claimed.attempt, "said": said, "why": why and why[:_MOST_ERROR]}
+    if why is not None and again_in is not None:
+        if (await connection.execute(_AGAIN, mine | {"delay": again_in})).rowcount:
+            await connection.execute(_MOVE_FOLLOWERS, key | {"delay": again_in})
+        return
+    done = await connection.execute(_DELIVERED if why is None else _PARKED, mine)
+    if done.rowcount and claimed.attempt > 1:
+        await connection.execute(_MOVE_FOLLOWERS, key | {"delay": timedelta(0)})
+
+
+async def with_open(database: Database, clients: Sequence[str]) -> Sequence[str]:
+    """Return those of `clients` that have something open."""
+    ours = deliveries.c.client == any_(bindparam("these", type_=ARRAY(Text)))
+    query = select(deliveries.c.client).where(ours, _IS_OPEN)
+    async with database.autocommit() as connection:
+        return (await connection.execute(query.group_by(deliveries.c.client), {"these": clients})).scalars().all()
+
+
+async def park_all(database: Database, client: str, why: str) -> None:
+    """Park what is open of a client that is not notified any more."""
+    some = _KEYS.where(deliveries.c.client == client, _IS_OPEN)
+    while True:
+        async with database.transaction() as connection:
+            rows = (await connection.execute(some.limit(MOST_AT_ONCE))).all()
+            parked = update(deliveries).values(next_at=null(), parked_at=func.now(), error=why)
+            await connection.execute(parked.where(_IN_THESE, _IS_OPEN), _these(rows))
+        if len(rows) < MOST_AT_ONCE:
+            return
+
+
+DeliveryState = Literal["waiting", "delivered", "parked"]
+
+
+def state_of(row: Row) -> DeliveryState:
+    """Return where a row of `deliveries` stands."""
+    if row.next_at is not None:
+        return "waiting"
+    return "parked" if row.parked_at is not None else "delivered"
+
+
+_IN_STATE: dict[DeliveryState, ColumnElement[bool]] = {
+    "waiting": _IS_OPEN,
+    "delivered": ~_IS_OPEN & deliveries.c.parked_at.is_(None),
+    "parked": deliveries.c.parked_at.is_not(None),
+}
+
+
+async def page(
+    database: Database,
+    *,
+    limit: int,
+    state: DeliveryState | None = None,
+    client: str | None = None,
+    cursor: str | None = None,
+) -> tuple[Sequence[Row], bool]:
+    """Return deliveries, newest first, and whether there are more; `cursor` is the id of the last one seen.
+
+    Raises `UnknownEvent` where that is none.
+    """
+    order = (deliveries.c.created_at, deliveries.c.refid, deliveries.c.seq)
+    same = (events.c.refid == deliveries.c.refid) & (events.c.seq == deliveries.c.seq)
+    query = select(deliveries, events.c.type).join(events, same)
+    if client is not None:
+        query = query.where(deliveries.c.client == client)
+    if state is not None:
+        query = query.where(_IN_STATE[state])
+    async with database.autocommit() as connection:
+        if cursor is not None:
+            refid, seq = parse_id(cursor)
+            at = select(deliveries.c.created_at).where(deliveries.c.refid == refid, deliveries.c.seq == seq)
+            created_at = (await connection.execute(at)).scalar_one_or_none()
+            if created_at is None:
+                raise UnknownEvent
+            query = query.where(tuple_(*order) < tuple_(created_at, refid, seq))
+        rows = (await connection.execute(query.order_by(*(each.desc() for each in order)).limit(limit + 1))).all()
+    return rows[:limit], len(rows) > limit
+
+
+async def retry(database: Database, *, client: str | None = None, id_: str | None = None) -> int:
+    """Send parked deliveries again, or one that is over, by its id; return how many. Raises `UnknownEvent`."""
+    chosen: list[Any] = [deliveries.c.parked_at.is_not(None)]
+    if id_ is not None:
+        refid, seq = parse_id(id_)
+        chosen = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~_IS_OPEN]
+    if client is not None:
+        chosen.append(deliveries.c.client == client)
+    anew = {"next_at": func.now(), "parked_at": null(), "delivered_at": null(), "attempts": 0, "error": null()}
+    count = 0
+    while True:
+        async with database.transaction() as connection:
+            rows = (await connection.execute(_KEYS.where(*chosen).limit(MOST_AT_ONCE))).all()
+            done = await connection.execute(update(deliveries).values(**anew).where(_IN_THESE, *chosen), _these(rows))
+        count += done.rowcount
+        if len(rows) < MOST_AT_ONCE:
+            return count

@@ -1,0 +1,154 @@
+"""Publishing: gives every committed change its place in its client's feed, and makes the deliveries that tell of it.
+
+A serial number is handed out before COMMIT, so a reader that goes by it would skip what a slower transaction commits
+later. Here the outbox is read after the commits, by one process at a time: what has no position yet gets the next
+ones, so positions appear in their order and a reader that has seen one has seen all before it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+
+import structlog
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.bell import OUTBOX, Bell, of_feed
+from app.database import UNAVAILABLE, Database
+from app.domain import EVIDENCE
+from app.models import Row, clients, deliveries, events, feed, payments
+
+log = structlog.get_logger()
+
+NOTIFIED = frozenset(f"payment.{what}" for what in ("pending", "succeeded", "failed", "expired", "needs_review"))
+"""The types of events that a client with a webhook URL is sent."""
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks into the outbox that no bell asked for."""
+
+_BATCH = 500
+
+_IN_OUTBOX = events.c.position.is_(None) & (events.c.type != EVIDENCE)
+_LAST = select(feed.c.last).where(feed.c.id == 1).with_for_update()
+# Whoever dies while it holds the lock must not hold up everybody until the network notices.
+_LET_GO = text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
+_CHANGED = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at).limit(_BATCH)
+_FRESH = (
+    select(events.c.refid, events.c.seq, events.c.created_at, events.c.type, payments.c.client)
+    .join(payments, payments.c.refid == events.c.refid)
+    .where(events.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _IN_OUTBOX)
+    .order_by(events.c.refid, events.c.seq)
+)
+_GIVEN = (
+    func.unnest(
+        bindparam("refids", type_=ARRAY(Text)),
+        bindparam("seqs", type_=ARRAY(Integer)),
+        bindparam("clients", type_=ARRAY(Text)),
+        bindparam("positions", type_=ARRAY(BigInteger)),
+    )
+    .table_valued(column("refid", Text), column("seq", Integer), column("client", Text), column("position", BigInteger))
+    .render_derived("given")
+)
+_NUMBER = (
+    update(events)
+    .where(events.c.refid == _GIVEN.c.refid, events.c.seq == _GIVEN.c.seq)
+    .values(position=_GIVEN.c.position, client=_GIVEN.c.client)
+)
+_IS_OPEN = deliveries.c.next_at.is_not(None)
+# Behind one that has failed it waits as long: what is due can then be claimed.
+_HELD_UP = (
+    select(deliveries.c.refid, func.max(deliveries.c.next_at).label("until"))
+    .where(deliveries.c.refid == any_(bindparam("refids", type_=ARRAY(Text))))
+    .where(_IS_OPEN, deliveries.c.error.is_not(None))
+    .group_by(deliveries.c.refid)
+    .subquery("held_up")
+)
+_DELIVER = insert(deliveries).from_select(
+    ["refid", "seq", "client", "next_at"],
+    select(_GIVEN.c.refid, _GIVEN.c.seq, _GIVEN.c.client, func.coalesce(_HELD_UP.c.until, func.now()))
+    .join(clients, clients.c.name == _GIVEN.c.client)
+    .join(events, (events.c.refid == _GIVEN.c.refid) & (events.c.seq == _GIVEN.c.seq))
+    .outerjoin(_HELD_UP, _HELD_UP.c.refid == _GIVEN.c.refid)
+    .where(
+        events.c.type == any_(cast(sorted(NOTIFIED), ARRAY(Text))),
+        events.c.created_at >= clients.c.webhook_since,
+        clients.c.webhook_url.is_not(None),
+        clients.c.revoked_at.is_(None),
+    ),
+)
+_MOVE_ON = update(feed).where(feed.c.id == 1).values(last=bindparam("upto"))
+
+
+class Publisher:
+    """Empties the outbox. Any number may run; they take turns."""
+
+    def __init__(self, database: Database, bell: Bell) -> None:
+        self._database = database
+        self._bell = bell
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Publish whatever has been committed until `stopping`."""
+        with self._bell.listen(OUTBOX) as outbox:
+            while not stopping.is_set():
+                try:
+                    emptied = await self.publish() < _BATCH
+                except UNAVAILABLE as exc:
+                    log.error("events could not be published", error=type(exc).__name__)  # noqa: TRY400 - every second
+                    await asyncio.sleep(1)
+                    continue
+                if emptied:
+                    await outbox.within(LOOK_EVERY)
+
+    async def publish(self) -> int:
+        """Publish one batch, ring for the clients concerned and return how many events it was."""
+        async with self._database.autocommit() as connection:
+            if not (await connection.execute(_CHANGED.limit(1))).all():
+                return 0
+        async with self._database.transaction() as connection:
+            await connection.execute(_LET_GO)
+            last = (await connection.execute(_LAST)).scalar_one()
+            fresh = await _fresh(connection)
+            if fresh:
+                given = {
+                    "refids": [event.refid for event in fresh],
+                    "seqs": [event.seq for event in fresh],
+                    "clients": [event.client for event in fresh],
+                    "positions": list(range(last + 1, last + 1 + len(fresh))),
+                }
+                await connection.execute(_NUMBER, given)
+                await connection.execute(_DELIVER, given)
+                await connection.execute(_MOVE_ON, {"upto": last + len(fresh)})
+        for client in {event.client for event in fresh}:
+            self._bell.announce(of_feed(client))
+        return len(fresh)
+
+
+async def _fresh(connection: AsyncConnection) -> Sequence[Row]:
+    """Return what has no position yet, in the order of the commits and, for one payment, of its own numbers.
+
+    Whole payments, so that no event is numbered before an earlier one of its payment.
+    """
+    refids = sorted(set((await connection.execute(_CHANGED)).scalars()))
+    fresh = (await connection.execute(_FRESH, {"refids": refids})).all()
+    latest: dict[str, datetime] = {}
+
+    def when(event: Row) -> tuple[datetime, str, int]:
+        # A clock that was set back must not turn a payment's events round.
+        latest[event.refid] = max(event.created_at, latest.get(event.refid, event.created_at))
+        return latest[event.refid], event.refid, event.seq
+
+    return sorted(fresh, key=when)

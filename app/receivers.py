@@ -1,0 +1,95 @@
+"""Receivers: where clients are notified, with which secrets, and whether their receiver is well."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Boolean, Interval, bindparam, func, insert, null, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import Database
+from app.models import client_events, clients
+
+_NOTIFIED = clients.c.webhook_url.is_not(None) & clients.c.revoked_at.is_(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Where a client's notifications go. `paused` is for how many seconds more it asked to be left alone."""
+
+    client: str
+    url: str
+    secrets: Sequence[str]
+    paused: float
+
+
+async def in_service(database: Database) -> dict[str, Receiver]:
+    """Return the receivers that are to be notified, by client."""
+    paused = func.greatest(0, func.extract("epoch", clients.c.webhook_paused_until - func.now()))
+    query = select(clients, func.coalesce(paused, 0).label("paused")).where(
+        _NOTIFIED, clients.c.webhook_disabled_at.is_(None)
+    )
+    async with database.autocommit() as connection:
+        rows = (await connection.execute(query)).all()
+    return {
+        row.name: Receiver(
+            row.name,
+            row.webhook_url,
+            [secret for secret in (row.webhook_secret, row.previous_webhook_secret) if secret],
+            float(row.paused),
+        )
+        for row in rows
+    }
+
+
+async def out_of_service(database: Database) -> Sequence[str]:
+    """Return the clients that are not notified any more."""
+    query = select(clients.c.name).where(or_(clients.c.webhook_disabled_at.is_not(None), ~_NOTIFIED))
+    async with database.autocommit() as connection:
+        return (await connection.execute(query)).scalars().all()
+
+
+_OF = clients.c.name == bindparam("client")
+_WELL = (
+    update(clients)
+    .where(_OF, clients.c.webhook_failing_since.is_not(None))
+    .values(webhook_failing_since=null(), webhook_paused_until=null())
+)
+_FAILING = (
+    update(clients).where(_OF, clients.c.webhook_failing_since.is_(None)).values(webhook_failing_since=func.now())
+)
+_PAUSE = update(clients).where(_OF).values(webhook_paused_until=func.now() + bindparam("pause", type_=Interval))
+_GIVE_UP = (
+    update(clients)
+    .where(_OF, clients.c.webhook_disabled_at.is_(None))
+    .where(
+        or_(
+            bindparam("gone", type_=Boolean),
+            clients.c.webhook_failing_since < func.now() - bindparam("longest", type_=Interval),
+        )
+    )
+    .values(webhook_disabled_at=func.now())
+)
+
+
+async def note_well(connection: AsyncConnection, client: str) -> None:
+    """Note that the receiver takes notifications again."""
+    await connection.execute(_WELL, {"client": client})
+
+
+async def note_failure(connection: AsyncConnection, client: str, *, pause: timedelta | None) -> None:
+    """Note that the receiver failed, and leave it alone for `pause`."""
+    await connection.execute(_FAILING, {"client": client})
+    if pause is not None:
+        await connection.execute(_PAUSE, {"client": client, "pause": pause})
+
+
+async def give_up(connection: AsyncConnection, client: str, *, gone: bool, longest: timedelta) -> bool:
+    """Disable a receiver that is `gone`, or has done nothing but fail for `longest`; True where that is new."""
+    done = await connection.execute(_GIVE_UP, {"client": client, "gone": gone, "longest": longest})
+    if done.rowcount:
+        detail = "the receiver answered 410" if gone else f"the receiver has failed for {longest}"
+        await connection.execute(
+            insert(client_events), {"client": client, "type": "webhook_disabled", "detail": detail}
+        )
+    return bool(done.rowcount)
