@@ -25,15 +25,12 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.models import Row, deliveries, events, payments
 
 MOST_AT_ONCE = 1_000
-_MOST_ERROR = 200
-
 _IS_OPEN = deliveries.c.next_at.is_not(None)
 _earlier = deliveries.alias("earlier")
 _IS_BEHIND = and_(
@@ -66,20 +63,6 @@ _TOLD = (
 _NEXT = select(func.extract("epoch", func.min(deliveries.c.next_at) - func.now())).where(
     deliveries.c.client == bindparam("client"), deliveries.c.next_at > func.now()
 )
-# By number of the attempt: one that was given up for lost says nothing of the one that followed it.
-_MINE = and_(
-    deliveries.c.refid == bindparam("of"),
-    deliveries.c.seq == bindparam("number"),
-    deliveries.c.attempts == bindparam("attempt"),
-    _IS_OPEN,
-)
-_FOLLOWERS = and_(deliveries.c.refid == bindparam("of"), deliveries.c.seq > bindparam("number"), _IS_OPEN)
-_AT = func.now() + bindparam("delay", type_=Interval)
-_SAID: dict[str, Any] = {"http_status": bindparam("said"), "error": bindparam("why")}
-_DELIVERED = update(deliveries).where(_MINE).values(next_at=null(), delivered_at=func.now(), **_SAID)
-_PARKED = update(deliveries).where(_MINE).values(next_at=null(), parked_at=func.now(), **_SAID)
-_AGAIN = update(deliveries).where(_MINE).values(next_at=_AT, **_SAID)
-_MOVE_FOLLOWERS = update(deliveries).where(_FOLLOWERS).values(next_at=_AT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +94,6 @@ async def next_due_in(database: Database, client: str) -> float | None:
     async with database.autocommit() as connection:
         seconds: float | None = (await connection.execute(_NEXT, {"client": client})).scalar_one()
     return None if seconds is None else float(seconds)
-
-
-async def settle(
-    connection: AsyncConnection, claimed: Claim, *, said: int | None, why: str | None, again_in: timedelta | None
-) -> None:
-    """Write how an attempt ended: delivered where there is no `why`, else tried again after `again_in`, or parked."""
-    key = {"of": claimed.event.refid, "number": claimed.event.event_seq}
-    mine = key | {"attempt": claimed.attempt, "said": said, "why": why and why[:_MOST_ERROR]}
-    if why is not None and again_in is not None:
-        if (await connection.execute(_AGAIN, mine | {"delay": again_in})).rowcount:
-            await connection.execute(_MOVE_FOLLOWERS, key | {"delay": again_in})
-        return
-    done = await connection.execute(_DELIVERED if why is None else _PARKED, mine)
-    if done.rowcount and claimed.attempt > 1:
-        await connection.execute(_MOVE_FOLLOWERS, key | {"delay": timedelta(0)})
 
 
 async def with_open(database: Database, clients: Sequence[str]) -> Sequence[str]:

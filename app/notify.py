@@ -21,6 +21,7 @@ from app.egress import Egress, NotDelivered, Reply
 from app.feed import told
 from app.jitter import jitter
 from app.receivers import Receiver
+from app.settle import Settler
 
 log = structlog.get_logger()
 
@@ -90,9 +91,16 @@ class Notifier:
         self._egress = egress
         self._policy = policy
         self._receivers: dict[str, Receiver] = {}
+        self._settler = Settler(database)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Deliver until `stopping`; then finish what is under way."""
+        async with asyncio.TaskGroup() as group:
+            settling = group.create_task(self._settler.run())
+            await self._run(stopping)
+            settling.cancel()
+
+    async def _run(self, stopping: asyncio.Event) -> None:
         couriers: dict[str, asyncio.Task[None]] = {}
         while not stopping.is_set():
             await self._look()
@@ -171,32 +179,32 @@ class Notifier:
 
     async def _settle(self, receiver: Receiver, claim: Claim, result: Outcome) -> None:
         """Write how an attempt ended, of the delivery and of the receiver, in one commit."""
-        wait = None if result.why is None else again_in(self._policy, claim.attempt, result.pause)
-        longest = timedelta(seconds=self._policy.disable_after)
-        disabled = False
-        async with self._database.transaction() as connection:
-            again = None if wait is None else timedelta(seconds=wait)
-            await deliveries.settle(connection, claim, said=result.said, why=result.why, again_in=again)
-            if result.why is not None:
-                pause = None if result.pause is None else timedelta(seconds=result.pause)
-                await receivers.note_failure(connection, receiver.client, pause=pause)
-                disabled = await receivers.give_up(connection, receiver.client, gone=result.gone, longest=longest)
-            else:
-                await receivers.note_well(connection, receiver.client)
+        if result.why is None:
+            await self._settler.received(claim, result.said or 0)
+            metrics.NOTIFICATIONS.labels("delivered").inc()
+            return
+        wait = again_in(self._policy, claim.attempt, result.pause)
+        disabled = await self._settler.failed(
+            claim,
+            said=result.said,
+            why=result.why,
+            again_in=wait,
+            pause=result.pause,
+            gone=result.gone,
+            longest=self._policy.disable_after,
+        )
         if result.pause is not None and receiver.client in self._receivers:
             self._receivers[receiver.client] = replace(receiver, paused=result.pause)  # until the next look
-        kind = "delivered" if result.why is None else "failed" if wait is not None else "parked"
-        metrics.NOTIFICATIONS.labels(kind).inc()
+        metrics.NOTIFICATIONS.labels("parked" if wait is None else "failed").inc()
         if disabled:
             self._receivers.pop(receiver.client, None)
             metrics.RECEIVERS_DISABLED.labels("gone" if result.gone else "failing").inc()
             log.error("notifications were disabled", client=receiver.client, reason=result.why)
-        elif kind != "delivered":
-            log.warning(
-                "a notification was not received",
-                client=receiver.client,
-                refid=claim.event.refid,
-                attempt=claim.attempt,
-                error=result.why,
-                parked=kind == "parked",
-            )
+        log.warning(
+            "a notification was not received",
+            client=receiver.client,
+            refid=claim.event.refid,
+            attempt=claim.attempt,
+            error=result.why,
+            parked=wait is None,
+        )

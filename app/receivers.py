@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Boolean, Interval, bindparam, func, insert, null, or_, select, update
+from sqlalchemy import Boolean, Interval, Text, any_, bindparam, func, insert, null, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
@@ -52,7 +53,8 @@ async def out_of_service(database: Database) -> Sequence[str]:
 _OF = clients.c.name == bindparam("client")
 _WELL = (
     update(clients)
-    .where(_OF, clients.c.webhook_failing_since.is_not(None))
+    .where(clients.c.name == any_(bindparam("clients", type_=ARRAY(Text))))
+    .where(clients.c.webhook_failing_since.is_not(None))
     .values(webhook_failing_since=null(), webhook_paused_until=null())
 )
 _FAILING = (
@@ -72,9 +74,9 @@ _GIVE_UP = (
 )
 
 
-async def note_well(connection: AsyncConnection, client: str) -> None:
-    """Note that the receiver takes notifications again."""
-    await connection.execute(_WELL, {"client": client})
+async def note_well(connection: AsyncConnection, clients: Sequence[str]) -> None:
+    """Note that the receivers of `clients` take notifications (again)."""
+    await connection.execute(_WELL, {"clients": clients})
 
 
 async def note_failure(connection: AsyncConnection, client: str, *, pause: timedelta | None) -> None:
