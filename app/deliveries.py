@@ -26,8 +26,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from app.bell import of_feed
 from app.database import Database
 from app.feed import TOLD, UnknownEvent, parse_id
+from app.herald import CHANNEL
 from app.models import Row, deliveries, events, payments
 
 MOST_AT_ONCE = 1_000
@@ -164,20 +166,35 @@ async def page(
     return rows[:limit], len(rows) > limit
 
 
+async def is_there(database: Database, client: str, id_: str) -> bool:
+    """Whether `client` has a delivery of this event. Raises `UnknownEvent`."""
+    refid, seq = parse_id(id_)
+    query = _KEYS.where(deliveries.c.refid == refid, deliveries.c.seq == seq, deliveries.c.client == client)
+    async with database.autocommit() as connection:
+        return (await connection.execute(query)).one_or_none() is not None
+
+
 async def retry(database: Database, *, client: str | None = None, id_: str | None = None) -> int:
     """Send parked deliveries again, or one that is over, by its id; return how many. Raises `UnknownEvent`."""
-    chosen: list[Any] = [deliveries.c.parked_at.is_not(None)]
+    async with database.autocommit() as connection:
+        began = (await connection.execute(select(func.now()))).scalar_one()
+    # What is parked anew meanwhile (a receiver that is disabled) is not taken up again.
+    chosen: list[ColumnElement[bool]] = [deliveries.c.parked_at <= began]
     if id_ is not None:
         refid, seq = parse_id(id_)
         chosen = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~_IS_OPEN]
     if client is not None:
         chosen.append(deliveries.c.client == client)
     anew = {"next_at": func.now(), "parked_at": null(), "delivered_at": null(), "attempts": 0, "error": null()}
+    again = update(deliveries).values(**anew).where(_IN_THESE, *chosen).returning(deliveries.c.client)
     count = 0
     while True:
         async with database.transaction() as connection:
             rows = (await connection.execute(_KEYS.where(*chosen).limit(MOST_AT_ONCE))).all()
-            done = await connection.execute(update(deliveries).values(**anew).where(_IN_THESE, *chosen), _these(rows))
-        count += done.rowcount
+            of = (await connection.execute(again, _these(rows))).scalars().all()
+        async with database.autocommit() as connection:
+            for name in set(of):
+                await connection.execute(select(func.pg_notify(CHANNEL, of_feed(name))))
+        count += len(of)
         if len(rows) < MOST_AT_ONCE:
             return count

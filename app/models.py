@@ -221,6 +221,7 @@ clients = Table(
     _text("previous_webhook_secret", null=True),
     _time("webhook_since", now=True),  # older events are not sent
     _time("webhook_failing_since", null=True),
+    _time("webhook_failed_at", null=True),
     _time("webhook_paused_until", null=True),
     _time("webhook_disabled_at", null=True),
     _time("created_at", now=True),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Boolean, Interval, Text, any_, bindparam, func, insert, null, or_, select, update
+from sqlalchemy import Boolean, Interval, Text, any_, bindparam, case, func, insert, null, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -55,10 +55,18 @@ _WELL = (
     update(clients)
     .where(clients.c.name == any_(bindparam("clients", type_=ARRAY(Text))))
     .where(clients.c.webhook_failing_since.is_not(None))
-    .values(webhook_failing_since=null(), webhook_paused_until=null())
+    .values(webhook_failing_since=null())
 )
+# Longer than the longest time between two attempts: after it nothing was tried, and nothing is known.
+_SILENCE = text("interval '2 days'")
+_ANEW = or_(clients.c.webhook_failing_since.is_(None), clients.c.webhook_failed_at < func.now() - _SILENCE)
 _FAILING = (
-    update(clients).where(_OF, clients.c.webhook_failing_since.is_(None)).values(webhook_failing_since=func.now())
+    update(clients)
+    .where(_OF)
+    .values(
+        webhook_failing_since=case((_ANEW, func.now()), else_=clients.c.webhook_failing_since),
+        webhook_failed_at=func.now(),
+    )
 )
 _PAUSE = update(clients).where(_OF).values(webhook_paused_until=func.now() + bindparam("pause", type_=Interval))
 _GIVE_UP = (

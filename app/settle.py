@@ -77,10 +77,12 @@ class Settler:
                 await self._write([(claim, said) for claim, said, _ in batch])
             except UNAVAILABLE as exc:
                 for _, _, written in batch:
-                    written.set_exception(exc)
+                    if not written.done():  # whoever waited may be gone
+                        written.set_exception(exc)
             else:
                 for _, _, written in batch:
-                    written.set_result(None)
+                    if not written.done():
+                        written.set_result(None)
 
     async def _write(self, batch: list[tuple[Claim, int]]) -> None:
         # In one order, so that two processes do not wait for each other.

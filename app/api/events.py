@@ -99,10 +99,15 @@ async def retry_all(parts: Parts, client: Listener) -> Retried:
 )
 async def retry(event_id: EventId, parts: Parts, client: Listener) -> Retried:
     """Send one notification again, parked or delivered; one that is on its way already is left alone."""
+    unknown = Problem(404, "not_found", "there is no such notification of yours")
     try:
-        return Retried(retried=await deliveries.retry(parts.database, client=client.name, id_=event_id))
+        count = await deliveries.retry(parts.database, client=client.name, id_=event_id)
+        there = count or await deliveries.is_there(parts.database, client.name, event_id)
     except UnknownEvent as exc:
-        raise Problem(404, "not_found", "there is no such notification of yours") from exc
+        raise unknown from exc
+    if not there:
+        raise unknown
+    return Retried(retried=count)
 
 
 webhooks = APIRouter()

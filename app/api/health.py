@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 from app import metrics
 from app.api.context import Context, Parts
 from app.database import UNAVAILABLE
-from app.models import payments
+from app.models import deliveries, payments
 
 router = APIRouter(tags=["operation"])
 
@@ -71,11 +71,16 @@ async def prometheus(parts: Parts) -> Response:
     due = select(age, func.count()).where(
         payments.c.next_check_at.is_not(None), payments.c.gateway == parts.settings.gateway
     )
+    parked = select(func.count()).select_from(deliveries).where(deliveries.c.parked_at.is_not(None))
+    waits = func.extract("epoch", func.now() - func.min(deliveries.c.created_at))
+    oldest = select(waits).where(deliveries.c.next_at.is_not(None))
     try:
         async with parts.database.autocommit() as connection:
             seconds, count = (await connection.execute(due)).one()
+            metrics.DELIVERIES_PARKED.set((await connection.execute(parked)).scalar_one())
+            metrics.OLDEST_DELIVERY.set(float((await connection.execute(oldest)).scalar_one() or 0))
     except UNAVAILABLE:
-        # The counters are still worth having; the absence of these two is an alarm of its own.
+        # The counters are still worth having; the absence of this one is an alarm of its own.
         metrics.OLDEST_DUE.set(float("nan"))
     else:
         metrics.OLDEST_DUE.set(max(0.0, float(seconds or 0)))

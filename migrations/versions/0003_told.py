@@ -13,6 +13,7 @@ _OF_CLIENTS = (
     "key_used_at",
     "previous_key_used_at",
     "webhook_failing_since",
+    "webhook_failed_at",
     "webhook_paused_until",
     "webhook_disabled_at",
 )
