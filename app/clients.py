@@ -26,6 +26,10 @@ REMEMBERED_SECONDS = 5.0
 
 _SEEN_SECONDS = 3_600.0
 _USED_EVERY = text("interval '1 minute'")
+_KEYS = (
+    (clients.c.key_hash, clients.c.key_used_at),
+    (clients.c.previous_key_hash, clients.c.previous_key_used_at),
+)
 
 log = structlog.get_logger()
 
@@ -71,12 +75,16 @@ def new_webhook_secret() -> str:
 
 
 class Clients:
-    """The clients of this database. Looked up on every request, remembered for a few seconds."""
+    """The clients of this database. Looked up on every request, remembered for a few seconds.
+
+    `run` notes when their keys were used.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: TTLCache[bytes, Client | None] = TTLCache(1024, REMEMBERED_SECONDS, time.monotonic)
         self._looking: dict[bytes, asyncio.Task[Client | None]] = {}
+        self._used: set[bytes] = set()
         self._seen: TTLCache[bytes, bool] = TTLCache(1024, _SEEN_SECONDS, time.monotonic)
 
     def has_seen(self, key: str) -> bool:
@@ -103,28 +111,36 @@ class Clients:
         try:
             async with self._database.autocommit() as connection:
                 row = (await connection.execute(query)).one_or_none()
-            if row is not None:
-                await self._note_use(row, hashed)
         finally:
             del self._looking[hashed]
         client = Client(row.name, frozenset(row.scopes)) if row else None
         if client is not None:
             self._seen[hashed] = True
+            self._used.add(hashed)
         self._known[hashed] = client
         return client
 
-    async def _note_use(self, row: Row, hashed: bytes) -> None:
-        """Note, once a minute, when a key was used last: whoever rotates sees whether the old one is still in use."""
-        name = "key_used_at" if row.key_hash == hashed else "previous_key_used_at"
-        used, is_key = clients.c[name], clients.c[name.removesuffix("_used_at") + "_hash"] == hashed
-        stale = or_(used.is_(None), used < func.now() - _USED_EVERY)
-        statement = update(clients).where(clients.c.name == row.name, is_key, stale).values({name: func.now()})
-        try:
-            async with self._database.autocommit() as connection:
-                await connection.execute(statement)
-        except UNAVAILABLE as exc:
-            # A database that is full or read-only still says who calls.
-            log.warning("when a key was used could not be noted", client=row.name, error=type(exc).__name__)
+    async def run(self) -> None:
+        """Note every few seconds when keys were used last, until cancelled; nobody's call waits for it.
+
+        To the minute: whoever rotates sees whether the old key is still in use.
+        """
+        while True:
+            await asyncio.sleep(REMEMBERED_SECONDS)
+            used, self._used = self._used, set()
+            try:
+                for hashed in used:
+                    await self._note_use(hashed)
+            except UNAVAILABLE as exc:
+                # A database that is full or read-only still says who calls.
+                self._used |= used
+                log.warning("when keys were used could not be noted", error=type(exc).__name__)
+
+    async def _note_use(self, hashed: bytes) -> None:
+        async with self._database.autocommit() as connection:
+            for hash_, used_at in _KEYS:
+                stale = or_(used_at.is_(None), used_at < func.now() - _USED_EVERY)
+                await connection.execute(update(clients).where(hash_ == hashed, stale).values({used_at: func.now()}))
 
     async def add(
         self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None

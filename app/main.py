@@ -149,7 +149,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings) as parts, background(parts.inbox.run(), parts.load.watch(), *_ears(parts)):
+        async with open_context(settings) as parts, background(*_always(parts)):
             app.state.context = parts
             set_on_signal(parts.stopping, alone=False, delay=settings.stop_delay)
             # A third of the cost under load was the collector walking what start-up had made.
@@ -180,6 +180,11 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.include_router(health.router)
     app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)
     return app
+
+
+def _always(parts: Context) -> list[Coroutine[Any, Any, None]]:
+    """Return what runs beside the API for as long as the process does."""
+    return [parts.inbox.run(), parts.load.watch(), parts.clients.run(), *_ears(parts)]
 
 
 def _ears(parts: Context) -> list[Coroutine[Any, Any, None]]:
