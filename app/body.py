@@ -13,7 +13,7 @@ from app.models import Row, mapping
 Method = Literal["momo", "cc", "bank", "spenn", "smartcash"]
 
 
-_EXAMPLE: JsonDict = {
+EXAMPLE: JsonDict = {
     "refid": "order-1042-1",
     "status": "succeeded",
     "amount": 4200,
@@ -57,7 +57,7 @@ class FailureBody(BaseModel):
 class Payment(BaseModel):
     """A payment and what is known of it."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     refid: str = Field(description="Your reference, or the one that was made here")
     status: Status = Field(

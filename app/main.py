@@ -167,6 +167,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
         summary="Payments by K-Pay for a company's own services",
         lifespan=lifespan,
         redirect_slashes=False,
+        webhooks=events_api.webhooks,
         openapi_tags=[{"name": "payments"}, {"name": "events"}, {"name": "operation"}],
     )
     problems.install(app)

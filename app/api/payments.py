@@ -1,6 +1,7 @@
 """Payments over REST: start, read, list, check, timeline."""
 
 import re
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -13,6 +14,7 @@ from app.api.schemas import REFID_PATTERN, PaymentPage, PaymentQuery, PaymentReq
 from app.api.waiting import LONGEST_WAIT, until_final
 from app.body import Payment
 from app.clients import Client
+from app.database import UNAVAILABLE
 from app.domain import FINAL
 from app.models import Row
 
@@ -62,7 +64,8 @@ async def start(
     response.headers["Location"] = f"/v1/payments/{started.payment.refid}"
     row = started.payment
     if wait and row.status not in FINAL and slot_of(request).is_waiting():
-        row = await until_final(request, parts, row, wait)
+        with suppress(*UNAVAILABLE):  # it was sent: whatever happens now, the caller gets the payment
+            row = await until_final(request, parts, row, wait)
     return Payment.of(row)
 
 

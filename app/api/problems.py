@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.body import EXAMPLE
 from app.orders import Conflict
 from app.reads import BadCursor
 
@@ -235,10 +236,12 @@ async def _cursor(_: Request, exc: Exception) -> JSONResponse:
     return invalid([{"field": "cursor", "detail": str(exc)}]).response()
 
 
-async def unavailable(_: Request, exc: Exception) -> JSONResponse:
+async def unavailable(request: Request, exc: Exception) -> JSONResponse:
     """Answer 503: the database is out of reach."""
     log.error("the database is out of reach", error=type(exc).__name__, exc_info=exc)
-    detail = "the database is out of reach; nothing was sent to K-Pay; send the same request again"
+    starts = (request.method, request.url.path) == ("POST", "/v1/payments")
+    sent = "; nothing was sent to K-Pay" if starts else ""
+    detail = f"the database is out of reach{sent}; send the same request again"
     return Problem(503, "unavailable", detail, headers=_RETRY_AFTER).response()
 
 
@@ -267,12 +270,14 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
 
 
 def _with_problem(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Return `app.openapi` with the problem among its schemas, which the responses refer to."""
+    """Return `app.openapi` with the problem among its schemas, which the responses refer to, and a whole payment."""
 
     def openapi() -> dict[str, Any]:
         document = make()
         problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= problem.pop("$defs") | {"Problem": problem}
+        schemas = document["components"]["schemas"]
+        schemas |= problem.pop("$defs") | {"Problem": problem}
+        schemas["Payment"]["examples"] = [EXAMPLE]  # whole again: FastAPI takes every null out of the document
         return document
 
     return openapi
