@@ -24,6 +24,9 @@ UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
 ANSWER_SECONDS = 2.0
 """How long anything may take that is asked of the database, all told."""
 
+TELLING = "kpayd telling"
+"""What the connections are called by which clients and other processes are told: they stand in nobody's way."""
+
 _CONNECT_SECONDS = 1.5  # shorter, so that a second host of the URL has its turn
 _RENAMED = {"sslmode": "ssl"}
 _OURS = {"connect_timeout", "application_name"}  # libpq's; this service sets both itself
@@ -46,13 +49,13 @@ def async_url(url: str) -> str:
     return f"{parts.scheme}://{rest}"
 
 
-def make_engine(url: str, *, pool: int, pooled: bool = False) -> AsyncEngine:
+def make_engine(url: str, *, pool: int, pooled: bool = False, name: str = "kpayd") -> AsyncEngine:
     """Return an engine that holds at most `pool` connections; the caller disposes of it.
 
     `pooled` is for a pooler that gives each transaction another connection (pgbouncer): nothing is prepared ahead, and
     no option is set that it would refuse.
     """
-    arguments: dict[str, Any] = {"timeout": _CONNECT_SECONDS, "server_settings": {"application_name": "kpayd"}}
+    arguments: dict[str, Any] = {"timeout": _CONNECT_SECONDS, "server_settings": {"application_name": name}}
     if pooled:
         arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
         arguments["prepared_statement_name_func"] = str  # no name: gone with the next one, whoever prepares it
@@ -153,9 +156,9 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(url: str, *, pool: int, pooled: bool = False) -> AsyncIterator[Database]:
-    """Yield a `Database` and close its connections afterwards."""
-    engine = make_engine(url, pool=pool, pooled=pooled)
+async def open_database(url: str, *, pool: int, pooled: bool = False, name: str = "kpayd") -> AsyncIterator[Database]:
+    """Yield a `Database` and close its connections afterwards; `name` is what PostgreSQL's own lists call them."""
+    engine = make_engine(url, pool=pool, pooled=pooled, name=name)
     try:
         yield Database(engine, pool, pooled=pooled)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from app.bell import Bell
-from app.database import ANSWER_SECONDS, UNAVAILABLE, make_engine
+from app.database import ANSWER_SECONDS, TELLING, UNAVAILABLE, make_engine
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class Herald:
 
     async def _serve(self) -> None:
         """Tell and hear on one connection until it breaks; raises one of `UNAVAILABLE`."""
-        engine = make_engine(self._url, pool=1)
+        engine = make_engine(self._url, pool=1, name=TELLING)
         try:
             async with engine.connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection

@@ -23,7 +23,7 @@ from app.api.returl import PATH, returl
 from app.bell import Bell
 from app.breaker import Breaker
 from app.clients import Clients
-from app.database import Database, open_database
+from app.database import TELLING, Database, open_database
 from app.domain import Rules
 from app.guesses import Guesses
 from app.herald import Herald
@@ -51,6 +51,7 @@ log = structlog.get_logger()
 API_CONNECTIONS = 10
 INBOX_CONNECTIONS = 2
 WORKER_CONNECTIONS = 6
+TELLING_CONNECTIONS = 4
 DRAIN_SECONDS = 100
 """How long requests in flight may take to finish after SIGTERM: longer than the longest K-Pay call or `wait`."""
 
@@ -63,9 +64,12 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     async with AsyncExitStack() as stack:
         pool = [
             await stack.enter_async_context(
-                open_database(settings.database_url, pool=size, pooled=settings.database_pooled)
+                open_database(settings.database_url, pool=size, pooled=settings.database_pooled, name=name)
             )
-            for size in (API_CONNECTIONS, INBOX_CONNECTIONS, WORKER_CONNECTIONS)
+            for size, name in (
+                *((size, "kpayd") for size in (API_CONNECTIONS, INBOX_CONNECTIONS, WORKER_CONNECTIONS)),
+                (TELLING_CONNECTIONS, TELLING),
+            )
         ]
         endpoint = kpay.Endpoint(
             settings.gateway_url,
@@ -86,7 +90,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
 
 
 def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outside: egress.Egress) -> Context:
-    api, postbacks, worker = pool
+    api, postbacks, worker, telling = pool
     bell, unseen, breaker = Bell(), Unseen(), Breaker()
     macs = Macs([key.get_secret_value() for key in settings.secret_keys])
     rules = Rules(settings.unknown_grace, tuple(settings.check_schedule), tuple(settings.postback_rechecks))
@@ -123,9 +127,9 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
             concurrency=settings.check_concurrency,
             breaker=breaker,
         ),
-        publisher=Publisher(worker, bell),
+        publisher=Publisher(telling, bell),
         notifier=Notifier(
-            worker,
+            telling,
             bell,
             outside,
             NotifyPolicy(

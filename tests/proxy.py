@@ -70,6 +70,8 @@ class Proxy:
         self.connections = 0
         """How many connections have come so far."""
         self.watch: Watch | None = None
+        self.passes_over = b""
+        """What a connection says that is not watched from then on."""
         self._weather = Weather()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -150,9 +152,10 @@ class Proxy:
                 return
             upstream = await self._connect()
             self._open.add(upstream[1])
+            passed_over = asyncio.Event()
             pipes = [
-                asyncio.ensure_future(self._pipe(reader, upstream[1], "request")),
-                asyncio.ensure_future(self._pipe(upstream[0], writer, "answer")),
+                asyncio.ensure_future(self._pipe(reader, upstream[1], "request", passed_over)),
+                asyncio.ensure_future(self._pipe(upstream[0], writer, "answer", passed_over)),
             ]
             try:
                 await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
@@ -178,9 +181,17 @@ class Proxy:
             return await asyncio.open_unix_connection(self.upstream)
         return await asyncio.open_connection(*self.upstream)
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
+    async def _pipe(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        direction: Direction,
+        passed_over: asyncio.Event,
+    ) -> None:
         while chunk := await reader.read(_CHUNK):
-            if self.watch is not None:
+            if self.passes_over and self.passes_over in chunk:
+                passed_over.set()
+            if self.watch is not None and not passed_over.is_set():
                 self.watch(direction, chunk)
             await self._hand_on(chunk, writer, direction)
 

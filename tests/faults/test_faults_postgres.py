@@ -68,7 +68,7 @@ def _failing(server: Server, call: str, folder: Path) -> Iterator[Path]:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("NOT SHOWN: strace is not installed, so that no disk error can be made")
-    sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'kpayd'"
+    sql = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'kpayd%'"
     pids = [row["pid"] for row in query(server.direct, sql)]
     assert pids
     said = folder / "strace"

@@ -23,7 +23,7 @@ import httpx2
 
 from app.cli import main
 from app.clients import Clients
-from app.database import open_database
+from app.database import TELLING, open_database
 from app.dev.laptop import free_port
 from app.dev.postgres import EmbeddedPostgres
 from app.domain import Scope
@@ -230,6 +230,7 @@ def running_chain(
     port = int(simulator.url.rsplit(":", 1)[1])
     with running_proxy(str(postgres.socket)) as database, running_proxy(("127.0.0.1", port)) as gateway:
         database.watch, gateway.watch = trap.watch("PostgreSQL"), trap.watch("K-Pay")
+        database.passes_over = TELLING.encode()
         links = {"PostgreSQL": database.port, "K-Pay": gateway.port}
         chain = Chain(folder, database_url, simulator, links, trap, random.Random(f"{seed} {folder.name}"))  # noqa: S311 - it must come again
         with chain.http:
