@@ -58,6 +58,11 @@ class Protocol(HttpToolsProtocol):
             return
         super().data_received(_UPGRADE.sub(b"\r\nx-upgrade:", received[:end]) + received[end:])
 
+    def on_headers_complete(self) -> None:
+        """Let whoever answers hang up on a reader that takes nothing: a close would wait for it for ever."""
+        self.scope["state"]["hang_up"] = self.transport.abort
+        super().on_headers_complete()
+
     def _await_head(self) -> None:
         if self._cut_off is None:
             self._cut_off = self.loop.call_later(HEAD_SECONDS, self.transport.close)

@@ -5,7 +5,7 @@ page takes, and one that takes nothing for a minute is cut off. It comes back wi
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi.sse import format_sse_event
 from starlette.responses import Response
@@ -18,10 +18,12 @@ from app.bell import Ring, of_feed
 from app.database import UNAVAILABLE
 from app.models import Row
 
+Put = Callable[[bytes], Awaitable[None]]
+
 HEARTBEAT_SECONDS = 15.0
 """A comment is sent when nothing else was for so long: proxies close what is idle, and a reader knows we are there."""
 _PAGE = 100
-_SLOWEST_SECONDS = 60.0
+_SLOWEST_SECONDS = 60
 _COME_BACK_MILLISECONDS = 1_000
 _HEARTBEAT = b": \n\n"
 
@@ -38,24 +40,31 @@ class EventStream(Response):
         self._client = client
         self._position = position
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until one side ends it."""
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
         leaving = asyncio.create_task(gone(receive))
+
+        async def put(body: bytes, *, more: bool = True) -> None:
+            sending = asyncio.ensure_future(send({"type": "http.response.body", "body": body, "more_body": more}))
+            for _ in range(_SLOWEST_SECONDS):
+                await asyncio.wait({sending}, timeout=1)
+                if sending.done() or self._parts.stopping.is_set():
+                    break
+            if not sending.done():
+                scope["state"]["hang_up"]()  # a goodbye would wait behind what it does not take
+            await sending
+
         try:
             with metrics.STREAMS.track_inprogress(), self._parts.bell.listen(of_feed(self._client)) as fed:
                 leaving.add_done_callback(lambda _: fed.ring())
-                await self._send_all(send, fed, leaving)
-            await send({"type": "http.response.body", "body": b""})
+                await self._send_all(put, fed, leaving)
+                await put(b"", more=False)
         finally:
             leaving.cancel()
 
-    async def _send_all(self, send: Send, fed: Ring, leaving: asyncio.Task[None]) -> None:
-        async def put(body: bytes) -> None:
-            async with asyncio.timeout(_SLOWEST_SECONDS):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-
+    async def _send_all(self, put: Put, fed: Ring, leaving: asyncio.Task[None]) -> None:
         await put(format_sse_event(retry=_COME_BACK_MILLISECONDS))
         while not (leaving.done() or self._parts.stopping.is_set()):
             try:
@@ -64,7 +73,8 @@ class EventStream(Response):
                 return  # the reader comes back, here or elsewhere
             if rows:
                 await put(b"".join(_encoded(row) for row in rows))
-            elif not await fed.within(HEARTBEAT_SECONDS):
+                continue
+            while not await fed.within(HEARTBEAT_SECONDS):  # nobody rang: there is nothing to look for
                 await put(_HEARTBEAT)
 
     async def _next(self) -> Sequence[Row]:

@@ -29,11 +29,11 @@ async def until_final(request: Request, parts: Context, row: Row, seconds: float
             while True:
                 row = await _read(parts, row.refid) or row
                 left = until - time.monotonic()
-                if row.status in FINAL or left <= 0:
+                if row.status in FINAL or left <= 0 or leaving.done() or parts.stopping.is_set():
                     return row
                 await changed.within(left)
                 if leaving.done() or parts.stopping.is_set():
-                    return row
+                    return row  # as it was read last: thousands may be told at once
     finally:
         leaving.cancel()
 
