@@ -240,6 +240,12 @@ class Settings(DatabaseSettings):
         """The host of `GATEWAY_URL`: the gateway that a payment belongs to for ever (docs/rules.md, 8)."""
         return urlsplit(self.gateway_url).hostname or ""
 
+    @property
+    def gateway_port(self) -> int:
+        """The port of `GATEWAY_URL`."""
+        url = urlsplit(self.gateway_url)
+        return url.port or {"http": 80, "https": 443}[url.scheme]
+
 
 def load(kind: type[T]) -> T:
     """Read settings from the environment, `.env` and secret files; raises `SettingsError`, a line for each fault."""

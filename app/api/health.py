@@ -57,7 +57,11 @@ async def readyz(parts: Parts) -> JSONResponse:
     breaker = parts.reconciler.breaker
     stopping = parts.stopping.is_set()
     ready = database == "ok" and schema in ("current", "newer") and not stopping
-    gateway: dict[str, Any] = {"host": parts.settings.gateway, "status": "down" if breaker.is_open else "ok"}
+    gateway: dict[str, Any] = {
+        "host": parts.settings.gateway,
+        "port": parts.settings.gateway_port,
+        "status": "down" if breaker.is_open else "ok",
+    }
     if breaker.is_open:
         gateway |= {"reason": breaker.reason, "next_try_in": max(0.0, round(breaker.until - time.monotonic(), 1))}
     body = {"ready": ready, "stopping": stopping, "database": database, "schema": schema, "gateway": gateway}

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from app import __version__
-from app.cli import clients, deliveries, laptop, payments, run
+from app.cli import clients, deliveries, develop, laptop, payments, run
 from app.settings import SettingsError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 laptop.install(app)
+develop.install(app)
 run.install(app)
 app.add_typer(clients.app, name="clients")
 app.add_typer(deliveries.app, name="deliveries")
