@@ -67,6 +67,10 @@ FAULTS: Mapping[int, str] = {
     46: "deploy while requests are under way",
     47: "migration under load",
     48: "old code on the new schema",
+    49: "a receiver of notifications is down or slow",
+    50: "a webhook URL that leads inside",
+    51: "a receiver's answer that is huge, slow or a bomb",
+    52: "notifications twice, or out of order",
     53: "CVV and other secrets",
     54: "macs and keys in logs",
     55: "forged X-Forwarded-For",
@@ -79,15 +83,13 @@ FAULTS: Mapping[int, str] = {
     62: "the supply chain",
     63: "personal data that piles up",
 }
-"""What can happen, by number. 49 to 52 belong to notifications, which this version does not send."""
+"""What can happen, by number."""
 
 _HEAD = """# Faults, and what holds
 
 What can go wrong, what kpayd promises then, and the test that shows it on real processes: PostgreSQL, uvicorn, kill -9,
 a TCP proxy that misbehaves, full disks. `./dev test --fault-table docs/faults.md` writes this table from its run;
 `tests/test_docs.py` sees that no number is missing and that the promises are the tests' own.
-
-Numbers 49 to 52 are about notifications to other services, which this version does not send yet.
 
 | no. | fault | promise | test | result |
 |---|---|---|---|---|
