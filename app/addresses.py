@@ -14,15 +14,12 @@ from typing import Self
 
 import httpcore2
 
-from app.settings import Network, is_loopback
+from app.settings import HOST_NAME, Network, is_loopback
 
 MAX_URL = 2000
 
 Address = IPv4Address | IPv6Address
 
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-# A name whose last label is a number is an address to some readers and a name to others, so it is neither.
-_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?!(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\Z){_LABEL}(?:\.{_LABEL})*")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 # What IPv6 has given out to be public. All that embeds an IPv4 address lies outside, but for 6to4 and Teredo; they, the
 # relays of 6to4, and where Oracle's and Azure's machines find their metadata are global to some Python or other.
@@ -44,7 +41,7 @@ class Allowed:
     @classmethod
     def of(cls, entries: Sequence[str]) -> Self:
         """Return what the entries list: host names, addresses and networks. Raises `ValueError` for anything else."""
-        names = {each for each in (entry.lower().removesuffix(".") for entry in entries) if _NAME.fullmatch(each)}
+        names = {each for each in (entry.lower().removesuffix(".") for entry in entries) if HOST_NAME.fullmatch(each)}
         others = [entry for entry in entries if entry.lower().removesuffix(".") not in names]
         try:
             return cls(
@@ -85,7 +82,7 @@ def parse(url: str) -> httpcore2.URL:
     match = _AUTHORITY.fullmatch(authority.lower())
     host, port = (match[1].removesuffix("."), match[2]) if match else ("", None)
     literal = literal_address(host)
-    if not (literal or _NAME.fullmatch(host)) or (port and not 0 < int(port) < 1 << 16):
+    if not (literal or HOST_NAME.fullmatch(host)) or (port and not 0 < int(port) < 1 << 16):
         raise UrlRefused("must name a host, and after it nothing but a port from 1 to 65535")
     path = rest[len(authority) :]
     target = path if path.startswith("/") else f"/{path}"

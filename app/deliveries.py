@@ -30,7 +30,7 @@ from app.bell import of_feed
 from app.database import Database
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.herald import CHANNEL
-from app.models import Row, deliveries, events, payments
+from app.models import OUT_OF_SERVICE, Row, clients, deliveries, events, payments
 
 MOST_AT_ONCE = 1_000
 _IS_OPEN = deliveries.c.next_at.is_not(None)
@@ -39,6 +39,8 @@ _IS_BEHIND = and_(
     _earlier.c.refid == deliveries.c.refid, _earlier.c.seq < deliveries.c.seq, _earlier.c.next_at.is_not(None)
 )
 _KEYS = select(deliveries.c.refid, deliveries.c.seq)
+_IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
+"""Of a payment's events the earlier first, and rows locked in one order."""
 _DUE = (
     _KEYS.outerjoin(_earlier, _IS_BEHIND)
     .where(deliveries.c.client == bindparam("client"), deliveries.c.next_at <= func.now(), _earlier.c.refid.is_(None))
@@ -98,22 +100,24 @@ async def next_due_in(database: Database, client: str) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-async def with_open(database: Database, clients: Sequence[str]) -> Sequence[str]:
-    """Return those of `clients` that have something open."""
+async def with_open(database: Database, names: Sequence[str]) -> Sequence[str]:
+    """Return those of the clients that have something open."""
     ours = deliveries.c.client == any_(bindparam("these", type_=ARRAY(Text)))
     query = select(deliveries.c.client).where(ours, _IS_OPEN)
     async with database.autocommit() as connection:
-        return (await connection.execute(query.group_by(deliveries.c.client), {"these": clients})).scalars().all()
+        return (await connection.execute(query.group_by(deliveries.c.client), {"these": names})).scalars().all()
 
 
 async def park_all(database: Database, client: str, why: str) -> None:
     """Park what is open of a client that is not notified any more."""
-    some = _KEYS.where(deliveries.c.client == client, _IS_OPEN)
+    # Asked again for each batch: it may have been turned on meanwhile.
+    out = select(clients.c.name).where(clients.c.name == client, OUT_OF_SERVICE)
+    some = _KEYS.where(deliveries.c.client.in_(out), _IS_OPEN).order_by(*_IN_ORDER)
     while True:
         async with database.transaction() as connection:
             rows = (await connection.execute(some.limit(MOST_AT_ONCE))).all()
             parked = update(deliveries).values(next_at=null(), parked_at=func.now(), error=why)
-            await connection.execute(parked.where(_IN_THESE, _IS_OPEN), _these(rows))
+            await connection.execute(parked.where(_IN_THESE, _IS_OPEN, deliveries.c.client.in_(out)), _these(rows))
         if len(rows) < MOST_AT_ONCE:
             return
 
@@ -158,6 +162,7 @@ async def page(
         if cursor is not None:
             refid, seq = parse_id(cursor)
             at = select(deliveries.c.created_at).where(deliveries.c.refid == refid, deliveries.c.seq == seq)
+            at = at if client is None else at.where(deliveries.c.client == client)
             created_at = (await connection.execute(at)).scalar_one_or_none()
             if created_at is None:
                 raise UnknownEvent
@@ -190,7 +195,7 @@ async def retry(database: Database, *, client: str | None = None, id_: str | Non
     count = 0
     while True:
         async with database.transaction() as connection:
-            rows = (await connection.execute(_KEYS.where(*chosen).limit(MOST_AT_ONCE))).all()
+            rows = (await connection.execute(_KEYS.where(*chosen).order_by(*_IN_ORDER).limit(MOST_AT_ONCE))).all()
             of = (await connection.execute(again, _these(rows))).scalars().all()
         async with database.autocommit() as connection:
             for name in set(of):

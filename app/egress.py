@@ -175,25 +175,24 @@ async def connect(
     allowed: Allowed,
     *,
     timeout: float,  # noqa: ASYNC109 - the deadline of each POST
-    connections: int = 16,
     resolve: Resolve = by_getaddrinfo,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Egress]:
-    """Yield the way out, with so many connections to one receiver, and `timeout` for a whole POST."""
+    """Yield the way out, with `timeout` for a whole POST."""
     names, context = _Names(resolve), tls or httpx2.create_ssl_context(trust_env=False)
 
     async with AsyncExitStack() as stack:
-        # For each receiver one: httpcore looks at every connection of a pool for every request.
+        # For each host one: httpcore looks at every connection of a pool for every request. Without a limit of its own:
+        # two clients may share a host, and the couriers have theirs.
         pools: dict[tuple[bytes, bytes, int | None], httpcore2.AsyncConnectionPool] = {}
 
         def pool_for(target: httpcore2.URL) -> httpcore2.AsyncConnectionPool:
             origin = (target.scheme, target.host, target.port)
             if origin not in pools:
                 gate = _Gate(names, allowed, timeout, plain=target.scheme == b"http")
-                pool = httpcore2.AsyncConnectionPool(
-                    context, None, connections, None, _IDLE_SECONDS, network_backend=gate
+                pool = pools[origin] = httpcore2.AsyncConnectionPool(
+                    context, max_connections=None, keepalive_expiry=_IDLE_SECONDS, network_backend=gate
                 )
-                pools[origin] = pool
                 stack.push_async_callback(pool.aclose)
             return pools[origin]
 

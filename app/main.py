@@ -55,6 +55,7 @@ TELLING_CONNECTIONS = 4
 DRAIN_SECONDS = 100
 """How long requests in flight may take to finish after SIGTERM: longer than the longest K-Pay call or `wait`."""
 
+_WRITE_SECONDS = 5.0
 _GC_THRESHOLD = 50_000
 
 
@@ -83,7 +84,6 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
             egress.connect(
                 Allowed.of(settings.webhook_hosts),
                 timeout=settings.webhook_timeout,
-                connections=settings.webhook_concurrency,
             )
         )
         yield _assemble(settings, pool, gateway, outside)
@@ -212,7 +212,7 @@ async def _worker(parts: Context) -> AsyncIterator[None]:
     async with background(*(work.run(parts.stopping) for work in works)) as running:
         yield
         parts.stopping.set()
-        longest = max(parts.settings.gateway_timeout, parts.settings.webhook_timeout)
+        longest = max(parts.settings.gateway_timeout, parts.settings.webhook_timeout) + _WRITE_SECONDS
         await asyncio.wait(running, timeout=longest)
 
 

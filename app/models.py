@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -156,6 +157,7 @@ feed = Table(
     metadata,
     Column("id", SmallInteger, nullable=False),
     Column("last", BigInteger, nullable=False),
+    _time("since", now=True),  # what is older was written before there was a feed
     PrimaryKeyConstraint("id"),
 )
 """One row: the last position given out. Its lock is what makes positions appear in their order."""
@@ -231,6 +233,11 @@ clients = Table(
     Index("clients_previous_key_hash_idx", "previous_key_hash", unique=True),
 )
 """API clients. Keys are 256 random bits, kept as SHA-256 only; two are valid at a time while one is being rotated."""
+
+OUT_OF_SERVICE = or_(
+    clients.c.webhook_url.is_(None), clients.c.webhook_disabled_at.is_not(None), clients.c.revoked_at.is_not(None)
+)
+"""Which clients are not notified (any more)."""
 
 client_events = Table(
     "client_events",

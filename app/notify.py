@@ -97,17 +97,17 @@ class Notifier:
         """Deliver until `stopping`; then finish what is under way."""
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
-            await self._run(stopping)
+            await self._run(stopping, group)
             settling.cancel()
 
-    async def _run(self, stopping: asyncio.Event) -> None:
+    async def _run(self, stopping: asyncio.Event, group: asyncio.TaskGroup) -> None:
         couriers: dict[str, asyncio.Task[None]] = {}
         while not stopping.is_set():
             await self._look()
             for client in self._receivers.keys() - couriers.keys():
-                couriers[client] = asyncio.create_task(self._courier(client, stopping))
+                couriers[client] = group.create_task(self._courier(client, stopping))
             for client in [client for client, task in couriers.items() if task.done()]:
-                couriers.pop(client).result()
+                del couriers[client]
             try:
                 async with asyncio.timeout(_LOOK_EVERY):
                     await stopping.wait()
@@ -157,10 +157,17 @@ class Notifier:
     async def _deliver(self, receiver: Receiver, claim: Claim) -> None:
         try:
             result = await self._send(receiver, claim)
+        except Exception as exc:
+            # A mistake of ours: it is parked in the end like any other, and must not end the others.
+            log.exception("a notification could not be made", client=receiver.client, refid=claim.event.refid)
+            result = Outcome(why=f"a mistake of this service ({type(exc).__name__})")
+        try:
             await self._settle(receiver, claim, result)
-        except Exception:
-            # It is tried again when its claim runs out. One delivery's trouble must not end the others.
-            log.exception("a delivery failed", client=receiver.client, refid=claim.event.refid)
+        except UNAVAILABLE as exc:
+            # It is tried again when its claim runs out.
+            log.error(  # noqa: TRY400 - a database that has gone needs no traceback each time
+                "how a notification fared could not be written", client=receiver.client, error=type(exc).__name__
+            )
 
     async def _send(self, receiver: Receiver, claim: Claim) -> Outcome:
         event = told(claim.event)
@@ -186,6 +193,7 @@ class Notifier:
         wait = again_in(self._policy, claim.attempt, result.pause)
         disabled = await self._settler.failed(
             claim,
+            receiver,
             said=result.said,
             why=result.why,
             again_in=wait,

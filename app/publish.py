@@ -43,10 +43,11 @@ LOOK_EVERY = 1.0
 _BATCH = 500
 
 _IN_OUTBOX = events.c.position.is_(None) & (events.c.type != EVIDENCE)
-_LAST = select(feed.c.last).where(feed.c.id == 1).with_for_update()
+_LAST = select(feed.c.last, feed.c.since).where(feed.c.id == 1).with_for_update()
 # Whoever dies while it holds the lock must not hold up everybody until the network notices.
 _LET_GO = text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
 _CHANGED = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at).limit(_BATCH)
+_NEWS = _CHANGED.where(events.c.created_at >= bindparam("since"))
 _FRESH = (
     select(events.c.refid, events.c.seq, events.c.created_at, events.c.type, payments.c.client)
     .join(payments, payments.c.refid == events.c.refid)
@@ -105,7 +106,7 @@ class Publisher:
         with self._bell.listen(OUTBOX) as outbox:
             while not stopping.is_set():
                 try:
-                    emptied = await self.publish() < _BATCH
+                    emptied = not await self.publish()
                 except UNAVAILABLE as exc:
                     log.error("events could not be published", error=type(exc).__name__)  # noqa: TRY400 - every second
                     await asyncio.sleep(1)
@@ -120,8 +121,8 @@ class Publisher:
                 return 0
         async with self._database.transaction() as connection:
             await connection.execute(_LET_GO)
-            last = (await connection.execute(_LAST)).scalar_one()
-            fresh = await _fresh(connection)
+            last, since = (await connection.execute(_LAST)).one()
+            fresh = await _fresh(connection, since)
             if fresh:
                 given = {
                     "refids": [event.refid for event in fresh],
@@ -137,12 +138,14 @@ class Publisher:
         return len(fresh)
 
 
-async def _fresh(connection: AsyncConnection) -> Sequence[Row]:
+async def _fresh(connection: AsyncConnection, since: datetime) -> Sequence[Row]:
     """Return what has no position yet, in the order of the commits and, for one payment, of its own numbers.
 
-    Whole payments, so that no event is numbered before an earlier one of its payment.
+    Whole payments, so that no event is numbered before an earlier one of its payment. History from before there was a
+    feed comes when there are no news: it must not hold them up.
     """
-    refids = sorted(set((await connection.execute(_CHANGED)).scalars()))
+    refids = sorted(set((await connection.execute(_NEWS, {"since": since})).scalars()))
+    refids = refids or sorted(set((await connection.execute(_CHANGED)).scalars()))
     fresh = (await connection.execute(_FRESH, {"refids": refids})).all()
     latest: dict[str, datetime] = {}
 

@@ -4,14 +4,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Boolean, Interval, Text, any_, bindparam, case, func, insert, null, or_, select, text, update
+from sqlalchemy import (
+    Boolean,
+    Interval,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
-from app.models import client_events, clients
-
-_NOTIFIED = clients.c.webhook_url.is_not(None) & clients.c.revoked_at.is_(None)
+from app.models import OUT_OF_SERVICE, client_events, clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +40,7 @@ class Receiver:
 async def in_service(database: Database) -> dict[str, Receiver]:
     """Return the receivers that are to be notified, by client."""
     paused = func.greatest(0, func.extract("epoch", clients.c.webhook_paused_until - func.now()))
-    query = select(clients, func.coalesce(paused, 0).label("paused")).where(
-        _NOTIFIED, clients.c.webhook_disabled_at.is_(None)
-    )
+    query = select(clients, func.coalesce(paused, 0).label("paused")).where(~OUT_OF_SERVICE)
     async with database.autocommit() as connection:
         rows = (await connection.execute(query)).all()
     return {
@@ -45,12 +56,13 @@ async def in_service(database: Database) -> dict[str, Receiver]:
 
 async def out_of_service(database: Database) -> Sequence[str]:
     """Return the clients that are not notified any more."""
-    query = select(clients.c.name).where(or_(clients.c.webhook_disabled_at.is_not(None), ~_NOTIFIED))
+    query = select(clients.c.name).where(OUT_OF_SERVICE)
     async with database.autocommit() as connection:
         return (await connection.execute(query)).scalars().all()
 
 
-_OF = clients.c.name == bindparam("client")
+# The URL too: what an old one answers late says nothing of the one that took its place.
+_OF = and_(clients.c.name == bindparam("client"), clients.c.webhook_url == bindparam("url"))
 _WELL = (
     update(clients)
     .where(clients.c.name == any_(bindparam("clients", type_=ARRAY(Text))))
@@ -87,19 +99,21 @@ async def note_well(connection: AsyncConnection, clients: Sequence[str]) -> None
     await connection.execute(_WELL, {"clients": clients})
 
 
-async def note_failure(connection: AsyncConnection, client: str, *, pause: timedelta | None) -> None:
+async def note_failure(connection: AsyncConnection, receiver: Receiver, *, pause: timedelta | None) -> None:
     """Note that the receiver failed, and leave it alone for `pause`."""
-    await connection.execute(_FAILING, {"client": client})
+    of = {"client": receiver.client, "url": receiver.url}
+    await connection.execute(_FAILING, of)
     if pause is not None:
-        await connection.execute(_PAUSE, {"client": client, "pause": pause})
+        await connection.execute(_PAUSE, of | {"pause": pause})
 
 
-async def give_up(connection: AsyncConnection, client: str, *, gone: bool, longest: timedelta) -> bool:
+async def give_up(connection: AsyncConnection, receiver: Receiver, *, gone: bool, longest: timedelta) -> bool:
     """Disable a receiver that is `gone`, or has done nothing but fail for `longest`; True where that is new."""
-    done = await connection.execute(_GIVE_UP, {"client": client, "gone": gone, "longest": longest})
+    of = {"client": receiver.client, "url": receiver.url}
+    done = await connection.execute(_GIVE_UP, of | {"gone": gone, "longest": longest})
     if done.rowcount:
         detail = "the receiver answered 410" if gone else f"the receiver has failed for {longest}"
         await connection.execute(
-            insert(client_events), {"client": client, "type": "webhook_disabled", "detail": detail}
+            insert(client_events), {"client": receiver.client, "type": "webhook_disabled", "detail": detail}
         )
     return bool(done.rowcount)

@@ -66,7 +66,9 @@ def _networks(value: object) -> object:
         raise ValueError("must be addresses or networks, e.g. 10.0.0.0/8, 192.0.2.7") from None
 
 
-_HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*\.?", re.IGNORECASE)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?!(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\Z){_LABEL}(?:\.{_LABEL})*")
+"""In lower case, no dot at its end. A last label that is a number makes an address to some readers: it is no name."""
 
 
 def _hosts_and_networks(entries: list[str]) -> list[str]:
@@ -74,7 +76,7 @@ def _hosts_and_networks(entries: list[str]) -> list[str]:
         try:
             ip_network(entry, strict=False)
         except ValueError:
-            if not _HOST_NAME.fullmatch(entry) or entry.replace(".", "").isdigit():
+            if not HOST_NAME.fullmatch(entry.lower().removesuffix(".")):
                 raise ValueError("must be host names, addresses or networks, e.g. hooks.internal, 10.0.0.0/8") from None
     return entries
 

@@ -8,6 +8,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import stamina
 from sqlalchemy import Integer, Interval, SmallInteger, Text, and_, bindparam, column, func, null, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -15,6 +16,7 @@ from app import receivers
 from app.database import UNAVAILABLE, Database
 from app.deliveries import Claim
 from app.models import deliveries
+from app.receivers import Receiver
 
 _MOST_ERROR = 200
 
@@ -46,9 +48,10 @@ _ENDED = (
 )
 _RECEIVED = (
     update(deliveries)
-    .where(deliveries.c.refid == _ENDED.c.refid, deliveries.c.seq == _ENDED.c.seq, _IS_OPEN)
-    .where(deliveries.c.attempts == _ENDED.c.attempt)
-    .values(next_at=null(), delivered_at=func.now(), http_status=_ENDED.c.said, error=null())
+    .where(deliveries.c.refid == _ENDED.c.refid, deliveries.c.seq == _ENDED.c.seq)
+    .where(deliveries.c.attempts == _ENDED.c.attempt, deliveries.c.delivered_at.is_(None))
+    # Also where it was parked meanwhile, since its client is not notified any more: it was received.
+    .values(next_at=null(), parked_at=null(), delivered_at=func.now(), http_status=_ENDED.c.said, error=null())
 )
 
 
@@ -74,7 +77,9 @@ class Settler:
             self._arrived.clear()
             batch, self._waiting = self._waiting, []
             try:
-                await self._write([(claim, said) for claim, said, _ in batch])
+                async for attempt in stamina.retry_context(on=UNAVAILABLE, attempts=4, wait_initial=0.2, timeout=8):
+                    with attempt:
+                        await self._write([(claim, said) for claim, said, _ in batch])
             except UNAVAILABLE as exc:
                 for _, _, written in batch:
                     if not written.done():  # whoever waited may be gone
@@ -104,6 +109,7 @@ class Settler:
     async def failed(
         self,
         claim: Claim,
+        receiver: Receiver,
         *,
         said: int | None,
         why: str,
@@ -116,7 +122,6 @@ class Settler:
 
         Returns True where the receiver was disabled for it: it is `gone`, or has failed for longer than `longest`.
         """
-        client = claim.event.client
         key = {"of": claim.event.refid, "number": claim.event.event_seq}
         mine: dict[str, Any] = key | {"attempt": claim.attempt, "said": said, "why": why[:_MOST_ERROR]}
         later = {} if again_in is None else {"delay": timedelta(seconds=again_in)}
@@ -124,5 +129,7 @@ class Settler:
             done = await connection.execute(_AGAIN if later else _PARKED, mine | later)
             if done.rowcount:
                 await connection.execute(_MOVE_FOLLOWERS, key | (later or {"delay": timedelta(0)}))
-            await receivers.note_failure(connection, client, pause=None if pause is None else timedelta(seconds=pause))
-            return await receivers.give_up(connection, client, gone=gone, longest=timedelta(seconds=longest))
+            await receivers.note_failure(
+                connection, receiver, pause=None if pause is None else timedelta(seconds=pause)
+            )
+            return await receivers.give_up(connection, receiver, gone=gone, longest=timedelta(seconds=longest))

@@ -22,12 +22,10 @@ MOST_WAITS = 4_000
 MOST_STREAMS = 5_000
 
 
-def _overloaded() -> Problem:
+def overloaded() -> Problem:
+    """Return the 503 of a call that is turned away: a new one each time, since one that is raised keeps its frames."""
     detail = "more calls come than can be served; nothing was done about this one; send it again"
     return Problem(503, "overloaded", detail, headers={"Retry-After": "1"})
-
-
-TOO_MANY_WAIT = _overloaded()
 
 
 @dataclass(slots=True)
@@ -88,7 +86,7 @@ class Admission:
         kind = self._kind(scope)
         if kind.under_way >= kind.most or parts_of(request).load.pressure >= kind.pressure:
             metrics.SHED.labels(kind.name).inc()
-            await _overloaded().response()(scope, receive, send)
+            await overloaded().response()(scope, receive, send)
             return
         slot = request.state.slot = Slot(kind, self._waits)
         try:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
-from app.api.context import parts_of, remote_address
+from app.api.context import parts_of, remote_address, unauthorized
 from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
 
@@ -94,10 +94,9 @@ class Authentication:
                 if key:
                     metrics.WRONG_KEYS.inc()
                     parts.guesses.note(address)
-                problem = Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
-                await problem.response()(scope, receive, send)
+                await unauthorized().response()(scope, receive, send)
                 return
-            request.state.client = client
+            request.state.client, request.state.key = client, key.strip()
         await self._app(scope, receive, send)
 
 

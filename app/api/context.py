@@ -50,6 +50,7 @@ class Context:
     schema: Schema
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     rereads: dict[str, asyncio.Task[Row | None]] = field(default_factory=dict)
+    pages: dict[tuple[str, int], asyncio.Task[tuple[bytes, int]]] = field(default_factory=dict)
 
 
 def parts_of(request: Request) -> Context:
@@ -60,6 +61,16 @@ def parts_of(request: Request) -> Context:
 async def _parts(request: Request) -> Context:
     # A plain function would be sent through a thread for every request.
     return parts_of(request)
+
+
+def unauthorized() -> Problem:
+    """Return the 401 of a call whose key is nobody's, or is not any more."""
+    return Problem(401, "unauthorized", "give a valid key: Authorization: Bearer KEY")
+
+
+async def still_valid(request: Request, parts: Context) -> bool:
+    """Whether the key that `request` came with is still somebody's: one that is revoked dies while it waits, too."""
+    return await parts.clients.by_key(request.state.key) is not None
 
 
 Parts = Annotated[Context, Depends(_parts)]

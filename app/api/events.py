@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app import deliveries, feed
 from app.api.context import Listener, Parts
@@ -54,6 +54,7 @@ async def events(wanted: Annotated[EventQuery, Query()], parts: Parts, client: L
     },
 )
 async def stream(
+    request: Request,
     parts: Parts,
     client: Listener,
     last_event_id: Annotated[
@@ -69,7 +70,7 @@ async def stream(
             position = await feed.position_of(parts.database, client.name, last_event_id)
         except UnknownEvent as exc:
             raise invalid([{"field": "last-event-id", "detail": str(exc)}]) from exc
-    return EventStream(parts, client.name, position)
+    return EventStream(request, parts, client.name, position)
 
 
 @router.get("/deliveries", operation_id="list_deliveries", response_description="A page of notifications")

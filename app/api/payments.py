@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from app import reads
-from app.api.admission import TOO_MANY_WAIT, slot_of
-from app.api.context import Context, Parts, Reader, Writer
+from app.api.admission import overloaded, slot_of
+from app.api.context import Context, Parts, Reader, Writer, still_valid, unauthorized
 from app.api.problems import Problem, documented, everywhere, invalid
 from app.api.schemas import REFID_PATTERN, PaymentPage, PaymentQuery, PaymentRequest, Timeline
 from app.api.waiting import LONGEST_WAIT, until_final
@@ -96,8 +96,10 @@ async def read(
     row = await _of(parts, client, refid)
     if wait and row.status not in FINAL:
         if not slot_of(request).is_waiting():
-            raise TOO_MANY_WAIT
+            raise overloaded()
         row = await until_final(request, parts, row, wait)
+        if not await still_valid(request, parts):
+            raise unauthorized()
     return Payment.of(row)
 
 

@@ -5,14 +5,17 @@ page takes, and one that takes nothing for a minute is cut off. It comes back wi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from fastapi.sse import format_sse_event
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app import feed, metrics
-from app.api.context import Context
+from app.api.context import Context, still_valid
 from app.api.waiting import gone
 from app.bell import Ring, of_feed
 from app.database import UNAVAILABLE
@@ -33,9 +36,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, parts: Context, client: str, position: int) -> None:
+    def __init__(self, request: Request, parts: Context, client: str, position: int) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self._request = request
         self._parts = parts
         self._client = client
         self._position = position
@@ -65,23 +69,46 @@ class EventStream(Response):
             leaving.cancel()
 
     async def _send_all(self, put: Put, fed: Ring, leaving: asyncio.Task[None]) -> None:
-        await put(format_sse_event(retry=_COME_BACK_MILLISECONDS))
+        # Not all at once: after a restart thousands come back.
+        await put(format_sse_event(retry=_COME_BACK_MILLISECONDS + secrets.randbelow(2 * _COME_BACK_MILLISECONDS)))
         while not (leaving.done() or self._parts.stopping.is_set()):
             try:
-                rows = await self._next()
+                if not await still_valid(self._request, self._parts):
+                    return
+                body, self._position = await _page(self._parts, self._client, self._position)
             except UNAVAILABLE:
-                return  # the reader comes back, here or elsewhere
-            if rows:
-                await put(b"".join(_encoded(row) for row in rows))
+                await asyncio.sleep(1)  # the reader has lost nothing: it goes on where it is
                 continue
-            while not await fed.within(HEARTBEAT_SECONDS):  # nobody rang: there is nothing to look for
-                await put(_HEARTBEAT)
+            if body:
+                await put(body)
+            elif not await fed.within(HEARTBEAT_SECONDS):
+                await self._wait(put, fed)
 
-    async def _next(self) -> Sequence[Row]:
-        rows = await feed.after(self._parts.database, self._client, self._position, _PAGE)
-        if rows:
-            self._position = rows[-1].event_position
-        return rows
+    async def _wait(self, put: Put, fed: Ring) -> None:
+        """Keep an idle stream alive until it is rung for, or its key is not valid any more; look for nothing."""
+        while True:
+            await put(_HEARTBEAT)
+            if await fed.within(HEARTBEAT_SECONDS):
+                return
+            with suppress(*UNAVAILABLE):
+                if not await still_valid(self._request, self._parts):
+                    return
+
+
+async def _page(parts: Context, client: str, position: int) -> tuple[bytes, int]:
+    """Return the next events as they are sent, and where they end; of all who are woken at one place one reads."""
+    at = (client, position)
+    reading = parts.pages.get(at)
+    if reading is None:
+        reading = parts.pages[at] = asyncio.create_task(_read_page(parts, client, position))
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return await asyncio.shield(reading)
+
+
+async def _read_page(parts: Context, client: str, position: int) -> tuple[bytes, int]:
+    del parts.pages[client, position]  # whoever comes from here on may have been woken by a later event
+    rows = await feed.after(parts.database, client, position, _PAGE)
+    return b"".join(_encoded(row) for row in rows), rows[-1].event_position if rows else position
 
 
 def _encoded(row: Row) -> bytes:

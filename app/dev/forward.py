@@ -53,7 +53,7 @@ class Forwarder:
 async def forwarder(url: str, secret: str) -> AsyncIterator[Forwarder]:
     """Yield a forwarder to `url`, which `receiver_url` has returned."""
     receiver = Allowed.of([parse(url).host.decode()])
-    async with connect(receiver, timeout=_ANSWER_SECONDS, connections=1) as egress:
+    async with connect(receiver, timeout=_ANSWER_SECONDS) as egress:
         yield Forwarder(egress, url, secret)
 
 

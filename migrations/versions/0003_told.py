@@ -36,6 +36,7 @@ def upgrade() -> None:
         "feed",
         sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("feed_pkey")),
     )
     op.bulk_insert(feed, [{"id": 1, "last": 0}])

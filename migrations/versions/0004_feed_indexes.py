@@ -22,6 +22,7 @@ def upgrade() -> None:
             # One that was cut short stays behind, invalid.
             op.drop_index(name, table_name="events", if_exists=True, postgresql_concurrently=True)
             op.create_index(name, "events", columns, postgresql_where=sa.text(where), postgresql_concurrently=True)
+        op.execute("SET lock_timeout = '200ms'")
 
 
 def downgrade() -> None:

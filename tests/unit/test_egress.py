@@ -259,7 +259,7 @@ async def test_pool_outlives_posts_that_were_cut() -> None:
             await dribbles(HEAD + b"X: ")(writer)
         await says(b"")(writer)
 
-    async with serving(behave) as server, connect(HOOKS, timeout=2, connections=5, resolve=leads_to(HERE)) as egress:
+    async with serving(behave) as server, connect(HOOKS, timeout=2, resolve=leads_to(HERE)) as egress:
         url = f"http://hooks.test:{server.port}/"
         for turn in range(20):
             posts = [asyncio.create_task(egress.post(url, {}, b"")) for _ in range(10)]
