@@ -348,7 +348,7 @@ def test_feed_and_stream_by_curl(tmp_path: Path, shop: Service) -> None:
     assert (last["type"], last["refid"], last["id"]) == ("payment.succeeded", refid, page["next_cursor"])
     with desk.running("stream.sh") as printed:
         eventually(lambda: f"id: {last['id']}" in printed())
-    assert printed()[0] == "retry: 1000"
+    assert printed()[0].startswith("retry: ")
 
 
 def test_what_was_parked_is_sent_again_by_curl(tmp_path: Path, shop: Service) -> None:
