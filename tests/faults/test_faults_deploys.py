@@ -1,11 +1,9 @@
 """Deploys: two replicas replaced one after the other, a migration under load, and the code before on the new schema."""
 
-import io
 import itertools
 import json
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -175,8 +173,8 @@ def code_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if packed.returncode != 0:
         pytest.skip("the history of this clone does not reach back to before the newest migration")
     folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-        tar.extractall(folder, filter="data")
+    # By the system's: Python's own got its safe way of unpacking with a patch release that not every 3.11 has.
+    subprocess.run(["tar", "-xf", "-", "-C", str(folder)], input=packed.stdout, check=True)  # noqa: S607 - wherever it is
     return folder
 
 
