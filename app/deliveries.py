@@ -30,10 +30,9 @@ from app.bell import of_feed
 from app.database import Database
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.herald import CHANNEL
-from app.models import OUT_OF_SERVICE, Row, clients, deliveries, events, payments
+from app.models import IS_OPEN, OUT_OF_SERVICE, Row, clients, deliveries, events, payments
 
 MOST_AT_ONCE = 1_000
-_IS_OPEN = deliveries.c.next_at.is_not(None)
 _earlier = deliveries.alias("earlier")
 _IS_BEHIND = and_(
     _earlier.c.refid == deliveries.c.refid, _earlier.c.seq < deliveries.c.seq, _earlier.c.next_at.is_not(None)
@@ -103,7 +102,7 @@ async def next_due_in(database: Database, client: str) -> float | None:
 async def with_open(database: Database, names: Sequence[str]) -> Sequence[str]:
     """Return those of the clients that have something open."""
     ours = deliveries.c.client == any_(bindparam("these", type_=ARRAY(Text)))
-    query = select(deliveries.c.client).where(ours, _IS_OPEN)
+    query = select(deliveries.c.client).where(ours, IS_OPEN)
     async with database.autocommit() as connection:
         return (await connection.execute(query.group_by(deliveries.c.client), {"these": names})).scalars().all()
 
@@ -112,12 +111,12 @@ async def park_all(database: Database, client: str, why: str) -> None:
     """Park what is open of a client that is not notified any more."""
     # Asked again for each batch: it may have been turned on meanwhile.
     out = select(clients.c.name).where(clients.c.name == client, OUT_OF_SERVICE)
-    some = _KEYS.where(deliveries.c.client.in_(out), _IS_OPEN).order_by(*_IN_ORDER)
+    some = _KEYS.where(deliveries.c.client.in_(out), IS_OPEN).order_by(*_IN_ORDER)
     while True:
         async with database.transaction() as connection:
             rows = (await connection.execute(some.limit(MOST_AT_ONCE))).all()
             parked = update(deliveries).values(next_at=null(), parked_at=func.now(), error=why)
-            await connection.execute(parked.where(_IN_THESE, _IS_OPEN, deliveries.c.client.in_(out)), _these(rows))
+            await connection.execute(parked.where(_IN_THESE, IS_OPEN, deliveries.c.client.in_(out)), _these(rows))
         if len(rows) < MOST_AT_ONCE:
             return
 
@@ -133,8 +132,8 @@ def state_of(row: Row) -> DeliveryState:
 
 
 _IN_STATE: dict[DeliveryState, ColumnElement[bool]] = {
-    "waiting": _IS_OPEN,
-    "delivered": ~_IS_OPEN & deliveries.c.parked_at.is_(None),
+    "waiting": IS_OPEN,
+    "delivered": ~IS_OPEN & deliveries.c.parked_at.is_(None),
     "parked": deliveries.c.parked_at.is_not(None),
 }
 
@@ -187,7 +186,7 @@ async def retry(database: Database, *, client: str | None = None, id_: str | Non
     chosen: list[ColumnElement[bool]] = [deliveries.c.parked_at <= began]
     if id_ is not None:
         refid, seq = parse_id(id_)
-        chosen = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~_IS_OPEN]
+        chosen = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~IS_OPEN]
     if client is not None:
         chosen.append(deliveries.c.client == client)
     anew = {"next_at": func.now(), "parked_at": null(), "delivered_at": null(), "attempts": 0, "error": null()}

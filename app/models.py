@@ -182,6 +182,9 @@ deliveries = Table(
 )
 """One row for each event that a client is notified of."""
 
+IS_OPEN = deliveries.c.next_at.is_not(None)
+"""Which deliveries are not over."""
+
 evidence = Table(
     "evidence",
     metadata,

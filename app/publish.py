@@ -20,17 +20,19 @@ from sqlalchemy import (
     column,
     func,
     insert,
+    literal,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.bell import OUTBOX, Bell, of_feed
 from app.database import UNAVAILABLE, Database
 from app.domain import EVIDENCE
-from app.models import Row, clients, deliveries, events, feed, payments
+from app.models import IS_OPEN, Row, clients, deliveries, events, feed, payments
 
 log = structlog.get_logger()
 
@@ -69,12 +71,11 @@ _NUMBER = (
     .where(events.c.refid == _GIVEN.c.refid, events.c.seq == _GIVEN.c.seq)
     .values(position=_GIVEN.c.position, client=_GIVEN.c.client)
 )
-_IS_OPEN = deliveries.c.next_at.is_not(None)
 # Behind one that has failed it waits as long: what is due can then be claimed.
 _HELD_UP = (
     select(deliveries.c.refid, func.max(deliveries.c.next_at).label("until"))
     .where(deliveries.c.refid == any_(bindparam("refids", type_=ARRAY(Text))))
-    .where(_IS_OPEN, deliveries.c.error.is_not(None))
+    .where(IS_OPEN, deliveries.c.error.is_not(None))
     .group_by(deliveries.c.refid)
     .subquery("held_up")
 )
@@ -90,6 +91,11 @@ _DELIVER = insert(deliveries).from_select(
         clients.c.webhook_url.is_not(None),
         clients.c.revoked_at.is_(None),
     ),
+)
+_BEGIN = (
+    upsert(feed)
+    .from_select(["id", "last"], select(literal(1), func.coalesce(func.max(events.c.position), 0)))
+    .on_conflict_do_nothing()
 )
 _MOVE_ON = update(feed).where(feed.c.id == 1).values(last=bindparam("upto"))
 
@@ -121,7 +127,7 @@ class Publisher:
                 return 0
         async with self._database.transaction() as connection:
             await connection.execute(_LET_GO)
-            last, since = (await connection.execute(_LAST)).one()
+            last, since = await _place(connection)
             fresh = await _fresh(connection, since)
             if fresh:
                 given = {
@@ -136,6 +142,18 @@ class Publisher:
         for client in {event.client for event in fresh}:
             self._bell.announce(of_feed(client))
         return len(fresh)
+
+
+async def _place(connection: AsyncConnection) -> tuple[int, datetime]:
+    """Lock the feed and return the last position given out, and since when there is a feed.
+
+    Its row may be missing (data restored without it): it is made again from the positions that there are.
+    """
+    row = (await connection.execute(_LAST)).one_or_none()
+    if row is None:
+        await connection.execute(_BEGIN)
+        row = (await connection.execute(_LAST)).one()
+    return row.last, row.since
 
 
 async def _fresh(connection: AsyncConnection, since: datetime) -> Sequence[Row]:

@@ -60,7 +60,7 @@ async def _look_at_feeds(database: Database, bell: Bell, seen: int | None) -> in
     if not clients:
         return None
     async with database.autocommit() as connection:
-        last = int((await connection.execute(_LAST)).scalar_one())
+        last = int((await connection.execute(_LAST)).scalar_one_or_none() or 0)
         grown = clients
         if seen is not None:
             grown = (await connection.execute(_GROWN, {"these": clients, "seen": seen})).scalars().all()

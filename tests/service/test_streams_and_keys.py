@@ -45,7 +45,7 @@ def test_a_revoked_key_ends_its_streams_and_waits(service: Service) -> None:
         time.sleep(1)
         assert run_command(service.env, "clients", "revoke", name).returncode == 0
         for thread in threads:
-            thread.join(40)
+            thread.join(24)  # by its next heartbeat
         assert ended.is_set()
         assert waited == [httpx2.codes.UNAUTHORIZED]
 
@@ -139,3 +139,19 @@ def test_history_does_not_hold_up_the_news(
         assert positions[0]["refid"] == new
         assert [row["position"] for row in positions] == list(range(1, len(positions) + 1))
         assert {got.json["data"]["refid"] for got in receiver.got} == {new}
+
+
+def test_a_feed_whose_row_is_missing_goes_on_where_it_was(
+    new_database: Callable[[], str], simulator: Simulator, tmp_path: Path
+) -> None:
+    """Data restored without the feed's own row: positions go on after the last one, and no process ends."""
+    url = new_database()
+    with run_service(tmp_path, url, simulator, QUICK) as service:
+        first = service.start(NEVER_ACTS)["refid"]
+        eventually(lambda: len(query(url, ORDER)) == 2)
+        query(url, "DELETE FROM feed")
+        second = service.start(NEVER_ACTS)["refid"]
+        eventually(lambda: len(query(url, ORDER)) == 4)
+        assert [row["position"] for row in query(url, ORDER)] == [1, 2, 3, 4]
+        items = service.http.get("/v1/events").json()["items"]
+        assert [item["refid"] for item in items] == [first, first, second, second]
