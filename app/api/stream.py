@@ -87,12 +87,12 @@ class EventStream(Response):
     async def _wait(self, put: Put, fed: Ring) -> None:
         """Keep an idle stream alive until it is rung for, or its key is not valid any more; look for nothing."""
         while True:
-            await put(_HEARTBEAT)
-            if await fed.within(HEARTBEAT_SECONDS):
-                return
             with suppress(*UNAVAILABLE):
                 if not await still_valid(self._request, self._parts):
                     return
+            await put(_HEARTBEAT)
+            if await fed.within(HEARTBEAT_SECONDS):
+                return
 
 
 async def _page(parts: Context, client: str, position: int) -> tuple[bytes, int]:
