@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError)
+# asyncpg's own two: SQLAlchemy gives a fresh connection its codecs, and a server that ends it then is not wrapped.
+UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError)
 """What an unreachable, full, read-only or overtaxed database raises, wherever in the stack it shows."""
 
 ANSWER_SECONDS = 2.0

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
+import asyncpg
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -262,6 +263,8 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     ProgrammingError: _mistake,
     SQLAlchemyError: _mistake,
     DBAPIError: unavailable,
+    asyncpg.InterfaceError: unavailable,
+    asyncpg.PostgresError: unavailable,
     PoolTimeoutError: unavailable,
     TimeoutError: unavailable,
     OSError: unavailable,
