@@ -10,6 +10,9 @@ import hmac
 from collections.abc import Sequence
 
 RETURL = "returl"
+"""K-Pay's way to the listener."""
+RETURN = "return"
+"""The payer's way back."""
 NO_SUCH_RETURL = "no_such_returl"
 """The code of the answer to a wrong mac: what a doctor knows the listener by."""
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from app import __version__, egress, logs
 from app.addresses import Allowed
 from app.api import events as events_api
-from app.api import health, problems
+from app.api import health, payer, problems
 from app.api import payments as payments_api
 from app.api.admission import Admission
 from app.api.asgi import Authentication, BodyLimit, Farewell
@@ -172,7 +172,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         webhooks=events_api.webhooks,
-        openapi_tags=[{"name": "payments"}, {"name": "events"}, {"name": "operation"}],
+        openapi_tags=[{"name": name} for name in ("payments", "events", "operation")],
     )
     problems.install(app)
     app.add_middleware(BodyLimit)
@@ -184,6 +184,8 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.include_router(events_api.router)
     app.include_router(health.router)
     app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)
+    app.add_route(payer.PATH, payer.way_back, methods=["GET", "POST"], include_in_schema=False)
+    app.add_route(payer.NEWS_PATH, payer.news, methods=["GET"], include_in_schema=False)
     return app
 
 

@@ -28,6 +28,7 @@ POSTBACKS = Counter("kpayd_postbacks", "Postbacks by the answer they got", ["ans
 POSTBACK_BATCH = Histogram(
     "kpayd_postback_batch", "Postbacks stored by one commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
+PAYERS = Counter("kpayd_payers", "Payers who came back, by what they were answered", ["answer"])
 SHED = Counter("kpayd_shed", "Calls turned away because this process is behind", ["kind"])
 WRONG_KEYS = Counter("kpayd_wrong_keys", "Calls with a key that nobody has")
 UNKNOWN_PAYMENTS = Counter(

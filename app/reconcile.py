@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import Interval, Text, and_, any_, cast, func, literal, or_, select, update
+from cachetools import TTLCache
+from sqlalchemy import ColumnElement, Interval, Text, and_, any_, cast, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.bell import DUE, Bell
 from app.breaker import Breaker
 from app.database import UNAVAILABLE, Database
-from app.domain import OPEN, Evidence, Says, Source
+from app.domain import OPEN, Evidence, Says, Source, Status
 from app.intake import Intake
 from app.kpay import meaning
 from app.kpay.client import GatewayError, KPay
@@ -32,6 +34,8 @@ LOOK_EVERY = 0.5
 """Seconds between two looks for due payments that no bell has announced."""
 
 _LEASE_MARGIN = 10.0
+_REST = 3.0
+_IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 _EXPIRE_AT_ONCE = 100
 
 
@@ -69,6 +73,8 @@ class Reconciler:
         self._concurrency = concurrency
         self._asking: dict[str, asyncio.Task[Row | None]] = {}
         self._following: dict[str, asyncio.Task[Row | None]] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._looked: TTLCache[str, bool] = TTLCache(10_000, _REST, time.monotonic)
         self.breaker = breaker
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -88,6 +94,35 @@ class Reconciler:
                     await due.within(LOOK_EVERY)
         if under_way:
             await asyncio.wait(under_way)
+
+    async def look(self, row: Row, spacing: float) -> None:
+        """Ask K-Pay about a payment whose payer is here, unless it was asked within `spacing` seconds; return after it.
+
+        Danger: anybody who has the payer's link can ask for this. So it respects the breaker, takes the lease that
+        a scheduled check takes (all processes together ask once), and where K-Pay says nothing it rests, too.
+        """
+        looking = self._looking.get(row.refid)
+        if looking is None:
+            ours = row.gateway == self._gateway and row.status != Status.SUCCEEDED
+            if not ours or row.refid in self._looked or not self.breaker.room(time.monotonic(), 1):
+                return
+            self._looked[row.refid] = True
+            looking = self._looking[row.refid] = asyncio.create_task(self._look(row.refid, timedelta(seconds=spacing)))
+            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
+            looking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(looking)
+
+    async def _look(self, refid: str, spacing: timedelta) -> None:
+        stale = or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - cast(spacing, Interval))
+        wanted = and_(payments.c.refid == refid, payments.c.status != Status.SUCCEEDED, _IS_FREE, stale)
+        try:
+            async with self._database.autocommit() as connection:
+                claims = await self._take_leases(connection, wanted)
+            for claim in claims:
+                self.breaker.begun()
+                await self._check_claimed(claim)
+        finally:
+            del self._looking[refid]
 
     async def check_now(self, row: Row) -> Row:
         """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that.
@@ -130,20 +165,22 @@ class Reconciler:
 
     async def _lease(self, most: int) -> Sequence[Claim]:
         """Take leases: candidates without a lock, then an UPDATE that only one claimant's condition survives."""
-        free = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
-        due = and_(payments.c.next_check_at <= func.now(), payments.c.gateway == self._gateway, free)
+        due = and_(payments.c.next_check_at <= func.now(), payments.c.gateway == self._gateway, _IS_FREE)
         candidates = select(payments.c.refid).where(due).order_by(payments.c.next_check_at).limit(most)
         async with self._database.autocommit() as connection:
             refids = sorted((await connection.execute(candidates)).scalars())
             if not refids:
                 return []
-            statement = (
-                update(payments)
-                .where(payments.c.refid == any_(cast(refids, ARRAY(Text))), due)
-                .values(leased_until=func.now() + cast(self._lease_time, Interval))
-                .returning(payments.c.refid, func.now())
-            )
-            return [Claim(refid, now) for refid, now in await connection.execute(statement)]
+            return await self._take_leases(connection, and_(payments.c.refid == any_(cast(refids, ARRAY(Text))), due))
+
+    async def _take_leases(self, connection: AsyncConnection, wanted: ColumnElement[bool]) -> Sequence[Claim]:
+        statement = (
+            update(payments)
+            .where(wanted)
+            .values(leased_until=func.now() + cast(self._lease_time, Interval))
+            .returning(payments.c.refid, func.now())
+        )
+        return [Claim(refid, now) for refid, now in await connection.execute(statement)]
 
     async def _let_expire(self, *, own: bool) -> None:
         """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`."""

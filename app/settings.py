@@ -124,6 +124,12 @@ def _long_enough(keys: list[SecretStr]) -> list[SecretStr]:
     return keys
 
 
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be printable text")
+    return value
+
+
 def _header(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not (text.isascii() and text.isprintable()):
@@ -173,6 +179,12 @@ class Settings(DatabaseSettings):
     )
     msisdn_format: Literal["international", "local"] = Field(
         default="international", description="what K-Pay is sent: `international` (`2507...`) or `local` (`07...`)"
+    )
+    tokenpay_pmethod: Literal["cc", "tokenpay"] = Field(
+        default="cc", description="what a payment by saved card is sent as: `cc` (the guide's text) or `tokenpay`"
+    )
+    merchant_name: Annotated[str, Field(max_length=60), AfterValidator(_printable)] = Field(
+        default="", description="what payers are told they pay; when empty, the host of the payment's `redirecturl`"
     )
     secret_keys: Annotated[
         list[SecretStr], NoDecode, BeforeValidator(_split), Field(min_length=1), AfterValidator(_long_enough)

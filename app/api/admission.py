@@ -1,6 +1,7 @@
 """Admission: how many calls of each kind are let in, so that what was begun is finished and the queues drain.
 
-Nothing else is spent on a call that is turned away. Reads go before starts, and a postback is never turned away here.
+Nothing else is spent on a call that is turned away. Reads and payers go before starts, and a postback is never turned
+away here.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import metrics
+from app.api import payer
 from app.api.context import parts_of
 from app.api.problems import Problem
 from app.kpay.client import MOST_PAYMENTS
@@ -20,6 +22,10 @@ MOST_CHECKS = 256
 MOST_WAITS = 4_000
 """Calls at once that wait for a payment to end: each costs some memory and nothing else."""
 MOST_STREAMS = 5_000
+MOST_PAYERS = 256
+"""Payers at once who come back and wait for K-Pay's word, two seconds each at most."""
+MOST_PAGES = 2_000
+"""Waiting pages at once that are told when to go on; the others look by themselves."""
 
 
 def overloaded() -> Problem:
@@ -67,7 +73,7 @@ def slot_of(request: Request) -> Slot:
 
 
 class Admission:
-    """Answers 503 to calls under `/v1/` while this process is behind, or has too many of their kind under way."""
+    """Answers 503 to calls while this process is behind, or has too many of their kind under way."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,17 +82,21 @@ class Admission:
         self._waits = _Kind("wait", 1.0, MOST_WAITS)
         self._streams = _Kind("stream", 1.0, MOST_STREAMS)
         self._starts = _Kind("start", 2.0, MOST_PAYMENTS)
+        self._payers = _Kind("payer", 1.0, MOST_PAYERS)
+        self._pages = _Kind("page", 1.0, MOST_PAGES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        kind = self._kind(scope) if scope["type"] == "http" else None
+        if kind is None:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        kind = self._kind(scope)
         if kind.under_way >= kind.most or parts_of(request).load.pressure >= kind.pressure:
             metrics.SHED.labels(kind.name).inc()
-            await overloaded().response()(scope, receive, send)
+            is_payer = kind in (self._payers, self._pages)
+            response = payer.busy(request) if is_payer else overloaded().response()
+            await response(scope, receive, send)
             return
         slot = request.state.slot = Slot(kind, self._waits)
         try:
@@ -94,7 +104,14 @@ class Admission:
         finally:
             slot.leave()
 
-    def _kind(self, scope: Scope) -> _Kind:
+    def _kind(self, scope: Scope) -> _Kind | None:
+        path: str = scope["path"]
+        if path.startswith(payer.PREFIX):
+            return self._pages if path.endswith(payer.NEWS) else self._payers
+        if not path.startswith("/v1/"):
+            return None
         if scope["method"] == "POST":
-            return self._starts if scope["path"] == "/v1/payments" else self._checks
-        return self._streams if scope["path"] == "/v1/events/stream" else self._reads
+            return self._starts if path == "/v1/payments" else self._checks
+        if path == "/v1/tokens":
+            return self._checks  # it asks K-Pay, too
+        return self._streams if path == "/v1/events/stream" else self._reads

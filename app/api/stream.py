@@ -1,4 +1,4 @@
-"""A client's feed as server-sent events (WHATWG HTML, 9.2): one coroutine and one ring for each stream, nothing else.
+"""Server-sent events (WHATWG HTML, 9.2), and a client's feed as such: one coroutine and one ring for each stream.
 
 Back-pressure: a page is read from the database when the one before it has gone out, so a slow reader costs what one
 page takes, and one that takes nothing for a minute is cut off. It comes back with `Last-Event-ID` and misses nothing.
@@ -28,21 +28,23 @@ HEARTBEAT_SECONDS = 15.0
 _PAGE = 100
 _SLOWEST_SECONDS = 60
 _COME_BACK_MILLISECONDS = 1_000
-_HEARTBEAT = b": \n\n"
+HEARTBEAT = b": \n\n"
 
 
-class EventStream(Response):
-    """The events of `client` after `position`, and every one that comes, until the reader goes or we stop."""
+class Stream(Response):
+    """A stream that rings for `name`: `send_all` puts what there is, until the reader goes or we stop."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, parts: Context, client: str, position: int) -> None:
+    def __init__(self, parts: Context, name: str) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._request = request
         self._parts = parts
-        self._client = client
-        self._position = position
+        self._name = name
+
+    async def send_all(self, put: Put, rung: Ring, leaving: asyncio.Task[None]) -> None:
+        """Put every event, until `leaving` is done, the service stops or nothing more will come."""
+        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until one side ends it."""
@@ -61,14 +63,25 @@ class EventStream(Response):
             await sending
 
         try:
-            with metrics.STREAMS.track_inprogress(), self._parts.bell.listen(of_feed(self._client)) as fed:
-                leaving.add_done_callback(lambda _: fed.ring())
-                await self._send_all(put, fed, leaving)
+            with metrics.STREAMS.track_inprogress(), self._parts.bell.listen(self._name) as rung:
+                leaving.add_done_callback(lambda _: rung.ring())
+                await self.send_all(put, rung, leaving)
                 await put(b"", more=False)
         finally:
             leaving.cancel()
 
-    async def _send_all(self, put: Put, fed: Ring, leaving: asyncio.Task[None]) -> None:
+
+class EventStream(Stream):
+    """The events of `client` after `position`, and every one that comes."""
+
+    def __init__(self, request: Request, parts: Context, client: str, position: int) -> None:
+        super().__init__(parts, of_feed(client))
+        self._request = request
+        self._client = client
+        self._position = position
+
+    async def send_all(self, put: Put, rung: Ring, leaving: asyncio.Task[None]) -> None:
+        """Put page after page; wait for the feed to grow where there is none."""
         # Not all at once: after a restart thousands come back.
         await put(format_sse_event(retry=_COME_BACK_MILLISECONDS + secrets.randbelow(2 * _COME_BACK_MILLISECONDS)))
         while not (leaving.done() or self._parts.stopping.is_set()):
@@ -81,17 +94,17 @@ class EventStream(Response):
                 continue
             if body:
                 await put(body)
-            elif not await fed.within(HEARTBEAT_SECONDS):
-                await self._wait(put, fed)
+            elif not await rung.within(HEARTBEAT_SECONDS):
+                await self._wait(put, rung)
 
-    async def _wait(self, put: Put, fed: Ring) -> None:
+    async def _wait(self, put: Put, rung: Ring) -> None:
         """Keep an idle stream alive until it is rung for, or its key is not valid any more; look for nothing."""
         while True:
             with suppress(*UNAVAILABLE):
                 if not await still_valid(self._request, self._parts):
                     return
-            await put(_HEARTBEAT)
-            if await fed.within(HEARTBEAT_SECONDS):
+            await put(HEARTBEAT)
+            if await rung.within(HEARTBEAT_SECONDS):
                 return
 
 

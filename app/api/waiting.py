@@ -27,7 +27,7 @@ async def until_final(request: Request, parts: Context, row: Row, seconds: float
         with metrics.WAITS.track_inprogress(), parts.bell.listen(of_payment(row.refid)) as changed:
             leaving.add_done_callback(lambda _: changed.ring())
             while True:
-                row = await _read(parts, row.refid) or row
+                row = await reread(parts, row.refid) or row
                 left = until - time.monotonic()
                 if row.status in FINAL or left <= 0 or leaving.done() or parts.stopping.is_set():
                     return row
@@ -44,7 +44,7 @@ async def gone(receive: Receive) -> None:
         pass
 
 
-async def _read(parts: Context, refid: str) -> Row | None:
+async def reread(parts: Context, refid: str) -> Row | None:
     """Read the payment now; of those who are woken by the same ring, one reads for all."""
     reading = parts.rereads.get(refid)
     if reading is None:

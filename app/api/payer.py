@@ -1,0 +1,161 @@
+"""The payer's way back: from K-Pay's page by way of this service to the merchant's.
+
+Whoever holds the link (it has a mac of its own) may ask for a check and see amount and merchant; nothing that a
+browser sends changes a payment.
+"""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
+from fastapi.sse import format_sse_event
+
+from app import metrics, reads
+from app.api import pages
+from app.api.context import Context, parts_of
+from app.api.stream import HEARTBEAT, Put, Stream
+from app.api.waiting import reread
+from app.api.words import Words, asked_for
+from app.bell import Ring, of_payment
+from app.database import UNAVAILABLE
+from app.domain import FINAL
+from app.macs import RETURN
+from app.models import Row
+
+PREFIX = f"/kpay/{RETURN}/"
+PATH = PREFIX + "{refid}/{mac}"
+NEWS = "/news"
+NEWS_PATH = PATH + NEWS
+
+_ANSWER_SECONDS = 2.0
+"""How long a payer looks at nothing while K-Pay is asked; then the page waits for the answer."""
+_ASK_EVERY = 5.0
+"""Seconds between two questions that one payment's payer can bring about; more the older the payment is."""
+_PATIENCE = 20
+_NEWS_SECONDS = 600.0
+"""How long one stream of news lives; a browser comes back by itself."""
+_LONGEST_WAIT = 86_400
+
+
+async def way_back(request: Request) -> Response:
+    """Send the payer's browser on where the payment is final (303), else show a page that waits.
+
+    Arriving has K-Pay asked, unless it was just now. A browser that was sent here by POST comes again by GET.
+    """
+    if request.method == "POST":
+        return _see_other(request.url.path)
+    answer, response = await _answer(request, _words(request))
+    metrics.PAYERS.labels(answer).inc()
+    return response
+
+
+def busy(request: Request) -> Response:
+    """Return the answer to a payer who is turned away: a page that comes again."""
+    return pages.busy(_words(request))
+
+
+async def _answer(request: Request, words: Words) -> tuple[str, Response]:
+    parts = parts_of(request)
+    refid = _authentic_refid(request, parts)
+    if refid is None:
+        return "wrong_mac", pages.not_valid(words)
+    try:
+        row = await _look(parts, refid)
+    except UNAVAILABLE:
+        return "unavailable", pages.busy(words)
+    if row is None:
+        return "unknown", pages.not_valid(words)
+    if not row.redirecturl:  # its personal data was taken out (app.retention)
+        return "over", pages.over(words)
+    if row.status in FINAL:
+        return "sent_on", _see_other(way_on(row))
+    merchant = parts.settings.merchant_name or urlsplit(row.redirecturl).hostname or ""
+    waited = _waited(request)
+    shown = pages.Shown.of(row, words, merchant=merchant, way_on=way_on(row), waited=waited)
+    return "waiting", pages.waiting(shown, words, waited=waited)
+
+
+async def news(request: Request) -> Response:
+    """Stream one event, `final`, when the payment is; nothing of it is told here."""
+    parts = parts_of(request)
+    refid = _authentic_refid(request, parts)
+    if refid is None:
+        return pages.not_valid(_words(request))
+    return News(parts, refid)
+
+
+class News(Stream):
+    """Tells a waiting page that there is somewhere to go, and has K-Pay asked now and then meanwhile."""
+
+    def __init__(self, parts: Context, refid: str) -> None:
+        super().__init__(parts, of_payment(refid))
+        self._refid = refid
+
+    async def send_all(self, put: Put, rung: Ring, leaving: asyncio.Task[None]) -> None:
+        """Put a heartbeat every few seconds, and the one event."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _NEWS_SECONDS
+        while not leaving.done() and not self._parts.stopping.is_set() and clock() < until:
+            with suppress(*UNAVAILABLE):  # looked at again after the heartbeat
+                row = await reread(self._parts, self._refid)
+                if row is None or row.status in FINAL:
+                    await put(format_sse_event(event="final", data_str=""))
+                    return
+                await self._parts.reconciler.look(row, _spacing(row))
+            await put(HEARTBEAT)
+            await rung.within(_ASK_EVERY)
+
+
+def way_on(row: Row) -> str:
+    """Return the caller's `redirecturl` with `refid` and `status` in its query, in place of any that stood there.
+
+    All the rest of it is as the caller wrote it.
+    """
+    parts = urlsplit(str(row.redirecturl))
+    kept = [pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] not in ("refid", "status")]
+    query = "&".join([*kept, f"refid={row.refid}", f"status={row.status}"])
+    return urlunsplit(parts._replace(query=query))
+
+
+async def _look(parts: Context, refid: str) -> Row | None:
+    """Return the payment after K-Pay was asked, where that brings an answer in time."""
+    with parts.bell.listen(of_payment(refid)) as changed:
+        row = await reads.one(parts.database, refid)
+        if row is None:
+            return None
+        with suppress(TimeoutError):  # the question goes on; the page hears of its answer
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await parts.reconciler.look(row, _ASK_EVERY)
+                row = await reads.one(parts.database, refid) or row
+                while row.status not in FINAL and row.leased_until is not None:  # another process is asking
+                    await changed.within(_ANSWER_SECONDS)
+                    row = await reads.one(parts.database, refid) or row
+        return row
+
+
+def _words(request: Request) -> Words:
+    return asked_for(request.headers.get("accept-language", ""))
+
+
+def _authentic_refid(request: Request, parts: Context) -> str | None:
+    refid: str = request.path_params["refid"]
+    return refid if parts.macs.verify(RETURN, refid, request.path_params["mac"]) else None
+
+
+def _see_other(url: str) -> Response:
+    headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    return RedirectResponse(url, 303, headers)
+
+
+def _spacing(row: Row) -> float:
+    age: float = (datetime.now(UTC) - row.created_at).total_seconds()
+    return max(_ASK_EVERY, age / _PATIENCE)
+
+
+def _waited(request: Request) -> int:
+    """Return how long a page without a script says that it has waited: it decides when the way on is shown."""
+    value = request.query_params.get("waited", "")
+    return min(int(value), _LONGEST_WAIT) if value.isdecimal() and len(value) < 7 else 0  # noqa: PLR2004
