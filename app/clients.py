@@ -44,6 +44,8 @@ class Client:
 
     name: str
     scopes: frozenset[str]
+    redirect_hosts: frozenset[str] = frozenset()
+    """Where its payers' browsers may be sent in the end; empty: anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Clients:
                 row = (await connection.execute(query)).one_or_none()
         finally:
             del self._looking[hashed]
-        client = Client(row.name, frozenset(row.scopes)) if row else None
+        client = Client(row.name, frozenset(row.scopes), frozenset(row.redirect_hosts)) if row else None
         if client is not None:
             self._seen[hashed] = True
             self._used.add(hashed)
@@ -143,12 +145,19 @@ class Clients:
                 await connection.execute(update(clients).where(hash_ == hashed, stale).values({used_at: func.now()}))
 
     async def add(
-        self, name: str, *, webhook_url: str | None = None, scopes: Sequence[str] = tuple(Scope), key: str | None = None
+        self,
+        name: str,
+        *,
+        webhook_url: str | None = None,
+        scopes: Sequence[str] = tuple(Scope),
+        redirect_hosts: Sequence[str] = (),
+        key: str | None = None,
     ) -> Credentials:
         """Make a client; raises `ClientError` where the name is taken. `key` is for `kpayd dev`, which keeps one."""
         key = key or new_key()
         made = Credentials(name, key, new_webhook_secret(), list(scopes))
-        values = {"name": name, "key_hash": _hash(key), "scopes": made.scopes, "webhook_url": webhook_url}
+        values: dict[str, Any] = {"name": name, "key_hash": _hash(key), "scopes": made.scopes}
+        values |= {"webhook_url": webhook_url, "redirect_hosts": list(redirect_hosts)}
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(insert(clients).values(**values, webhook_secret=made.webhook_secret))
@@ -198,6 +207,14 @@ class Clients:
             **dict.fromkeys(("webhook_disabled_at", "webhook_failing_since", "webhook_paused_until"), null()),
         }
         await self._change(name, values, "webhook_set" if url else "webhook_removed")
+
+    async def redirect_to(self, name: str, hosts: Sequence[str]) -> None:
+        """Let payments from now on send payers to these hosts only; none of them means anywhere. Raises `ClientError`.
+
+        Payments that were started before still send their payers where they were told to.
+        """
+        detail = " ".join(hosts) or "any"
+        await self._change(name, {"redirect_hosts": list(hosts)}, "redirect_hosts_set", detail)
 
     async def revoke(self, name: str) -> None:
         """End a client's keys for good; its payments stay. Raises `ClientError`."""

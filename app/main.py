@@ -16,6 +16,7 @@ from app.addresses import Allowed
 from app.api import events as events_api
 from app.api import health, payer, problems
 from app.api import payments as payments_api
+from app.api import tokens as tokens_api
 from app.api.admission import Admission
 from app.api.asgi import Authentication, BodyLimit, Farewell
 from app.api.context import Context
@@ -43,6 +44,7 @@ from app.publish import Publisher
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import LOOPBACK, Settings, is_loopback, load
+from app.tokens import Tokens
 from app.watch import watch
 from app.worker import background, set_on_signal
 
@@ -98,7 +100,7 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
     policy = IntakePolicy(rules, frozenset(hosts))
     intake = Intake(api, policy, bell)
     terms = Terms(settings.gateway, settings.gateway_timeout, settings.expire_after, settings.check_schedule[0])
-    merchant = Merchant(settings.retailerid, settings.msisdn_format)
+    merchant = Merchant(settings.retailerid, settings.msisdn_format, settings.tokenpay_pmethod)
     return Context(
         settings=settings,
         database=api,
@@ -113,6 +115,9 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
             public_url=settings.public_url,
             unseen=unseen,
             breaker=breaker,
+        ),
+        tokens=Tokens(
+            kpay=gateway, merchant=merchant, checkout_hosts=policy.checkout_hosts, unseen=unseen, breaker=breaker
         ),
         intake=intake,
         inbox=Inbox(postbacks, bell),
@@ -172,7 +177,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         webhooks=events_api.webhooks,
-        openapi_tags=[{"name": name} for name in ("payments", "events", "operation")],
+        openapi_tags=[{"name": name} for name in ("payments", "tokens", "events", "operation")],
     )
     problems.install(app)
     app.add_middleware(BodyLimit)
@@ -181,6 +186,7 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.add_middleware(Farewell)
     app.add_middleware(CorrelationIdMiddleware)
     app.include_router(payments_api.router)
+    app.include_router(tokens_api.router)
     app.include_router(events_api.router)
     app.include_router(health.router)
     app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)

@@ -229,6 +229,8 @@ clients = Table(
     _time("webhook_failed_at", null=True),
     _time("webhook_paused_until", null=True),
     _time("webhook_disabled_at", null=True),
+    # Where its payers' browsers may be sent in the end; empty: anywhere.
+    Column("redirect_hosts", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     _time("created_at", now=True),
     _time("revoked_at", null=True),
     PrimaryKeyConstraint("name"),

@@ -11,8 +11,9 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Interval, bindparam, func, insert, select, update
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import ANSWER_SECONDS, CommitInDoubt, Database
 from app.domain import OPEN, Source, Status
 from app.jitter import jitter
+from app.kpay.request import SavedCard
 from app.models import Row, claims, events, payments, state
 
 log = structlog.get_logger()
@@ -48,12 +50,25 @@ class NewPayment:
     logourl: str | None = None
     orderid: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    card: SavedCard | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what is written down of it: all but the saved card."""
+        return {name: getattr(self, name) for name in _RECORDED}
 
     def fingerprint(self) -> bytes:
-        """Return a hash of all that is asked for, less the name: with the same one, two requests are the same."""
-        asked = asdict(self)
+        """Return a hash of all that is asked for, less the name: with the same one, two requests are the same.
+
+        The `cvv` is not in it: three digits can be tried out.
+        """
+        asked = self.recorded()
         del asked["refid"]
+        if self.card is not None:
+            asked["token"] = self.card.token.get_secret_value()
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+_RECORDED = tuple(name for name in NewPayment.__slots__ if name != "card")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ def _after(name: str) -> ColumnElement[datetime]:
 
 
 # Made once: making a statement costs more than running it.
-_GIVEN = (*NewPayment.__slots__, "client", "fingerprint", "attempt", "gateway", "status", "last_seq")
+_GIVEN = (*_RECORDED, "client", "fingerprint", "attempt", "gateway", "status", "last_seq")
 _INSERT = (
     upsert(payments)
     .values(
@@ -167,7 +182,7 @@ async def _record(
 
 async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mine: "_Attempt") -> Row | None:
     terms = mine.terms
-    values = asdict(order) | {
+    values = order.recorded() | {
         "refid": refid,
         "client": mine.client,
         "fingerprint": order.fingerprint(),

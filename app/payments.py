@@ -14,7 +14,7 @@ from app.intake import Intake
 from app.kpay import meaning, request
 from app.kpay.client import GatewayError, KPay, NotSent
 from app.kpay.unseen import Unseen
-from app.macs import RETURL, Macs
+from app.macs import RETURL, RETURN, Macs
 from app.models import Row, mapping
 from app.orders import NewPayment, Terms, record
 from app.raw import Raw
@@ -68,7 +68,7 @@ class Payments:
             return Started(row, fresh=False)
         metrics.PAYMENTS.labels(Status.CREATED, row.pmethod).inc()
         log.info("payment created", refid=row.refid, pmethod=row.pmethod, client=client)
-        evidence, raw = await self._ask_for_money(row)
+        evidence, raw = await self._ask_for_money(row, order.card)
         try:
             async for attempt in stamina.retry_context(on=UNAVAILABLE, attempts=3, wait_initial=0.2, timeout=5):
                 with attempt:
@@ -78,10 +78,13 @@ class Payments:
             log.exception("K-Pay's reply could not be stored", refid=row.refid)
         return Started(row, fresh=True)
 
-    async def _ask_for_money(self, row: Row) -> tuple[Evidence, Raw]:
-        returl = f"{self._public_url}/kpay/returl/{row.refid}/{self._macs.make(RETURL, row.refid)}"
+    async def _ask_for_money(self, row: Row, card: request.SavedCard | None) -> tuple[Evidence, Raw]:
+        ways = request.Ways(self._way(RETURL, row.refid), self._way(RETURN, row.refid))
         try:
-            answer = await self._kpay.pay(request.pay(mapping(row), self._merchant, returl))
+            if card is None:
+                answer = await self._kpay.pay(request.pay(mapping(row), self._merchant, ways))
+            else:
+                answer = await self._kpay.tokenpay(request.tokenpay(mapping(row), card, self._merchant, ways))
         except GatewayError as exc:
             self._breaker.failed(time.monotonic(), str(exc))
             evidence = meaning.not_sent(str(exc)) if isinstance(exc, NotSent) else meaning.in_doubt(str(exc))
@@ -95,3 +98,6 @@ class Payments:
             refuses_us = meaning.refuses_us(evidence)
             self._breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=refuses_us)
         return evidence, Raw.answer(Source.GATEWAY_REPLY, answer)
+
+    def _way(self, purpose: str, refid: str) -> str:
+        return f"{self._public_url}/kpay/{purpose}/{refid}/{self._macs.make(purpose, refid)}"

@@ -27,6 +27,8 @@ SECTIONS = {
     "GET /v1/payments": "Listing, and the timeline",
     "GET /v1/payments/{refid}/events": "Listing, and the timeline",
     "POST /v1/payments/{refid}/check": "Asking K-Pay now",
+    "POST /v1/tokens": "Saved cards",
+    "GET /v1/tokens": "Saved cards",
     "GET /v1/events": "Events: the feed and the stream",
     "GET /v1/events/stream": "Events: the feed and the stream",
     "GET /v1/deliveries": "Deliveries",

@@ -27,6 +27,7 @@ from app.publish import Publisher
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import Network, Settings
+from app.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Context:
     database: Database
     clients: Clients
     payments: Payments
+    tokens: Tokens
     intake: Intake
     inbox: Inbox
     reconciler: Reconciler
@@ -91,6 +93,7 @@ def caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
 
 Writer = Annotated[Client, Depends(caller(Scope.PAYMENTS_WRITE))]
 Reader = Annotated[Client, Depends(caller(Scope.PAYMENTS_READ))]
+TokenWriter = Annotated[Client, Depends(caller(Scope.TOKENS_WRITE))]
 Listener = Annotated[Client, Depends(caller(Scope.EVENTS_READ))]
 
 

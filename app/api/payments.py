@@ -57,7 +57,8 @@ async def start(
     get no answer at all, repeat the request with the same `refid` or key: nobody is charged twice.
     """
     settings = parts.settings
-    if faults := body.faults(allow_usd=settings.allow_usd, allow_loopback=settings.is_local):
+    allowed = {"allow_usd": settings.allow_usd, "allow_loopback": settings.is_local}
+    if faults := body.faults(**allowed, redirect_hosts=client.redirect_hosts):
         raise invalid(faults)
     started = await parts.payments.start(body.order(), client.name, idempotency_key)
     response.status_code = 201 if started.fresh else 200

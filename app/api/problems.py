@@ -19,8 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.body import EXAMPLE
+from app.kpay.errors import InDoubt, NotSent
 from app.orders import Conflict
 from app.reads import BadCursor
+from app.tokens import TokenRefused
 
 log = structlog.get_logger()
 
@@ -64,7 +66,10 @@ _MEANINGS = {
     422: "Some fields are at fault, and `errors` names each; nothing was done",
     429: "Too many wrong keys came from this address; nothing was done. Wait as `Retry-After` says",
     500: "A mistake of this service: what it did is not known. Treat it as no answer",
-    503: "Behind, or the database is out of reach: nothing was sent to K-Pay. Send the same again after `Retry-After`",
+    502: "K-Pay answered and did not do it; `detail` has its words and `retcode` its code",
+    503: "Behind, or the database or K-Pay is out of reach: nothing was sent to K-Pay. Send the same again after "
+    "`Retry-After`",
+    504: "K-Pay did not answer in time; asking again does no harm",
 }
 _REFID = "order-1042-1"
 _EXAMPLES: dict[str, tuple[int, str, dict[str, Any]]] = {
@@ -85,6 +90,9 @@ _EXAMPLES: dict[str, tuple[int, str, dict[str, Any]]] = {
     ),
     "too_many_wrong_keys": (429, "too many wrong keys came from this address; wait a minute", {}),
     "internal": (500, "a mistake of this service; it has been logged", {}),
+    "gateway_refused": (502, "Used ref id", {"retcode": "608"}),
+    "gateway_unreachable": (503, "no connection to K-Pay (ConnectError)", {}),
+    "gateway_timeout": (504, "K-Pay did not answer within 30 s", {}),
     "overloaded": (503, "more calls come than can be served; nothing was done about this one; send it again", {}),
     "stopping": (503, "this process is stopping; connect again", {}),
     "unavailable": (
@@ -158,6 +166,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
         detail: str,
         *,
         refid: str | None = None,
+        retcode: str | None = None,
         errors: Sequence[Mapping[str, str]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -173,8 +182,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
             "detail": detail,
             "code": code,
         }
-        if refid is not None:
-            self.body["refid"] = refid
+        self.body |= {name: said for name, said in (("refid", refid), ("retcode", retcode)) if said is not None}
         if errors:
             self.body["errors"] = list(errors)
 
@@ -233,6 +241,19 @@ async def _conflict(_: Request, exc: Exception) -> JSONResponse:
     return Problem(409, conflict.code, str(conflict), refid=conflict.refid).response()
 
 
+async def _refused(_: Request, exc: Exception) -> JSONResponse:
+    refused = cast("TokenRefused", exc)
+    return Problem(502, "gateway_refused", str(refused), retcode=refused.retcode).response()
+
+
+async def _not_sent(_: Request, exc: Exception) -> JSONResponse:
+    return Problem(503, "gateway_unreachable", str(exc), headers=_RETRY_AFTER).response()
+
+
+async def _in_doubt(_: Request, exc: Exception) -> JSONResponse:
+    return Problem(504, "gateway_timeout", str(exc)).response()
+
+
 async def _cursor(_: Request, exc: Exception) -> JSONResponse:
     return invalid([{"field": "cursor", "detail": str(exc)}]).response()
 
@@ -256,6 +277,9 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     RequestValidationError: _validation,
     HTTPException: _http,
     Conflict: _conflict,
+    TokenRefused: _refused,
+    NotSent: _not_sent,
+    InDoubt: _in_doubt,
     BadCursor: _cursor,
     # Statements that can never work are mistakes of ours, not an absent database.
     DataError: _mistake,

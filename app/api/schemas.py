@@ -10,8 +10,10 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -24,6 +26,8 @@ from app.body import Event, Method, Payment, event_id
 from app.deliveries import DeliveryState, state_of
 from app.domain import Source, Status
 from app.kpay import codes
+from app.kpay.cards import Card
+from app.kpay.request import SavedCard
 from app.models import Row
 from app.orders import NewPayment
 from app.reads import MOST
@@ -76,6 +80,27 @@ Line = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True), Af
 Email = Annotated[Line, Field(max_length=254), AfterValidator(_email)]
 Url = Annotated[Line, Field(max_length=2_000), AfterValidator(_web_url)]
 Msisdn = Annotated[Line, Field(max_length=20), AfterValidator(numbers.normalise)]
+
+
+def _digits(value: object) -> object:
+    """Return the guide's "Integer" as the text that its example has; a text keeps its zeros in front."""
+    return str(value) if type(value) is int else value
+
+
+def _cvv(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[0-9]{3,4}", value.get_secret_value()):
+        raise ValueError("must be the three or four digits of the card validation code, as text")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{1,200}", value.get_secret_value()):
+        raise ValueError("must be a token from GET /v1/tokens")
+    return value
+
+
+Cvv = Annotated[SecretStr, BeforeValidator(_digits), AfterValidator(_cvv)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=40), AfterValidator(_no_nul)]
 MetadataValue = Annotated[str, StringConstraints(max_length=500), AfterValidator(_no_nul)]
 
@@ -134,6 +159,30 @@ class PaymentRequest(BaseModel):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default={}, max_length=MAX_METADATA, description="Yours: kept and given back, never sent to K-Pay"
     )
+    token: Token | None = Field(
+        default=None,
+        description="A saved card's, from `GET /v1/tokens`: the card is charged at once. Goes with `cvv` and with "
+        "`pmethod` `cc`; passed on to K-Pay and kept nowhere",
+    )
+    cvv: Cvv | None = Field(
+        default=None,
+        validate_default=True,
+        description="The saved card's validation code; passed on to K-Pay once and kept nowhere",
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _by_card_only(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and info.data.get("pmethod", "cc") != "cc":
+            raise ValueError("is for pmethod cc only")
+        return value
+
+    @field_validator("cvv")
+    @classmethod
+    def _with_token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "token" in info.data and (value is None) is not (info.data["token"] is None):
+            raise ValueError("is required with a token" if value is None else "is for a saved card: give its token too")
+        return value
 
     @field_validator("bankid")
     @classmethod
@@ -150,8 +199,10 @@ class PaymentRequest(BaseModel):
             raise ValueError(f"is required for pmethod {pmethod}: the number does not imply an institution")
         return implied
 
-    def faults(self, *, allow_usd: bool, allow_loopback: bool) -> list[dict[str, str]]:
-        """Return what this deployment does not allow, as field faults."""
+    def faults(
+        self, *, allow_usd: bool, allow_loopback: bool, redirect_hosts: frozenset[str] = frozenset()
+    ) -> list[dict[str, str]]:
+        """Return what this deployment, or this client, is not allowed, as field faults."""
         found = []
         if self.currency == "USD" and not allow_usd:
             found.append({"field": "currency", "detail": "USD is not enabled here: must be RWF"})
@@ -159,12 +210,15 @@ class PaymentRequest(BaseModel):
             url = getattr(self, name)
             if url is not None and urlsplit(url).scheme == "http" and not allow_loopback:
                 found.append({"field": name, "detail": "must be an https URL"})
+        if redirect_hosts and urlsplit(self.redirecturl).hostname not in redirect_hosts:
+            found.append({"field": "redirecturl", "detail": "its host is not one that your payers may be sent to"})
         return found
 
     def order(self) -> NewPayment:
         """Return the payment with nothing left out but, perhaps, its refid."""
-        asked = self.model_dump()
-        return NewPayment(**asked | {"cnumber": self.cnumber or self.msisdn})
+        asked = self.model_dump(exclude={"token", "cvv"})
+        card = SavedCard(self.token, self.cvv) if self.token and self.cvv else None
+        return NewPayment(**asked | {"cnumber": self.cnumber or self.msisdn}, card=card)
 
 
 def _sane(value: datetime) -> datetime:
@@ -315,3 +369,55 @@ class Retried(BaseModel):
     """How many notifications are sent again."""
 
     retried: int = Field(description="How many; 0 where there was nothing to send again", examples=[1])
+
+
+class TokenRequest(BaseModel):
+    """Whose card is to be saved."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    msisdn: Msisdn = Field(
+        description="The payer's phone number: saved cards are found by it", examples=["250788312934"]
+    )
+    email: Email = Field(description="The payer's e-mail address", examples=["ikaneza@example.rw"])
+    cusname: Line = Field(max_length=100, description="The payer's name", examples=["KANEZA Innocent"])
+
+
+class TokenPageBody(BaseModel):
+    """A page at K-Pay where the payer saves a card."""
+
+    refid: str = Field(description="Made here; it names this request at K-Pay", examples=["0JT5C9DMM4R2PDLNHLFNPQPC"])
+    tid: str | None = Field(description="K-Pay's own reference", examples=["TK31593123161"])
+    url: str = Field(
+        description="Send the payer's browser here", examples=["https://pay.esicia.rw/token/TK31593123161"]
+    )
+
+
+class TokenQuery(BaseModel):
+    """Whose cards are wanted."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    msisdn: Msisdn = Field(description="The payer's phone number", examples=["250788312934"])
+
+
+class CardBody(BaseModel):
+    """A saved card."""
+
+    cardhash: str = Field(description="The card's number, masked", examples=["555555xxxxxx4444"])
+    scheme: str = Field(description="Whose card it is", examples=["MASTERCARD"])
+    token: str = Field(
+        description="Pays by it, together with the `cvv`. Two cards of a payer may share one: K-Pay chooses then",
+        examples=["7dc23f6e-00ae-473a-bb9f-b95b8d79bc85"],
+    )
+
+    @classmethod
+    def of(cls, card: Card) -> "CardBody":
+        """Return a card as callers see it."""
+        return cls(cardhash=card.cardhash, scheme=card.scheme, token=card.token)
+
+
+class CardList(BaseModel):
+    """A payer's saved cards."""
+
+    items: list[CardBody] = Field(description="The cards, as K-Pay lists them")

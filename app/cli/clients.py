@@ -1,4 +1,4 @@
-"""`kpayd clients`: who may call the API, and where they are notified."""
+"""`kpayd clients`: who may call the API, where they are notified, and where their payers may be sent."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -8,21 +8,21 @@ import typer
 
 from app.cli.output import Json, dump, err, fail, in_database, out, table
 from app.domain import Scope
-from app.settings import DatabaseSettings, load
+from app.settings import HOST_NAME, DatabaseSettings, is_loopback, load
 
 if TYPE_CHECKING:
     from app.clients import Clients, Credentials
 
 T = TypeVar("T")
 
-app = typer.Typer(help="API clients: add, list, show, rotate, webhook, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API clients: add, list, show, rotate, webhook, redirects, revoke.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes.")]
 
 _LONGEST_NAME = 64
 _COLUMNS = (
     *("name", "scopes", "key_used_at", "previous_key_used_at", "webhook_url", "webhook_failing_since"),
-    *("webhook_disabled_at", "created_at", "revoked_at"),
+    *("webhook_disabled_at", "redirect_hosts", "created_at", "revoked_at"),
 )
 
 
@@ -43,6 +43,13 @@ def _checked(option: str, url: str) -> str:
     except UrlRefused as exc:
         fail(f"{option} {exc}", 2)
     return url
+
+
+def _hosts(option: str, hosts: list[str]) -> list[str]:
+    found = list(dict.fromkeys(host.lower().removesuffix(".") for host in hosts))
+    if any(not (HOST_NAME.fullmatch(host) or is_loopback(host)) for host in found):
+        fail(f"{option} must be a host's name without scheme, port or path, e.g. shop.example.rw", 2)
+    return found
 
 
 def _show(made: "Credentials", *, json: bool) -> None:
@@ -69,6 +76,9 @@ def add(
         str | None, typer.Option(help="Where this client's notifications are to go (https).")
     ] = None,
     scope: Annotated[list[Scope] | None, typer.Option(help="Repeatable; all if left out.")] = None,
+    redirect_host: Annotated[
+        list[str] | None, typer.Option(help="Repeatable: a host that its payers may be sent to; any if left out.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a client and show its key once."""
@@ -76,7 +86,9 @@ def add(
         fail("NAME must be letters, digits, dots and dashes, 64 at most", 2)
     url = None if webhook_url is None else _checked("--webhook-url", webhook_url)
     scopes = list(dict.fromkeys(scope or Scope))
-    _show(_with_clients(lambda clients: clients.add(name, webhook_url=url, scopes=scopes)), json=json)
+    hosts = _hosts("--redirect-host", redirect_host or [])
+    made = _with_clients(lambda clients: clients.add(name, webhook_url=url, scopes=scopes, redirect_hosts=hosts))
+    _show(made, json=json)
 
 
 @app.command(name="list")
@@ -144,6 +156,20 @@ def webhook(
     _with_clients(lambda clients: clients.notify_at(name, checked))
     told = f"{name} is notified at {checked} from now on" if checked else f"{name} is not notified any more"
     out.print(told, markup=False, soft_wrap=True)
+
+
+@app.command()
+def redirects(
+    name: Name,
+    hosts: Annotated[list[str] | None, typer.Argument(help="Hosts that its payers may be sent to in the end.")] = None,
+    anywhere: Annotated[bool, typer.Option("--any", help="Let them be sent anywhere.")] = False,
+) -> None:
+    """Set which hosts a client's payments may send payers to; payments started before are not touched."""
+    if bool(hosts) is anywhere:
+        fail("give hosts, or --any", 2)
+    chosen = _hosts("HOSTS", hosts or [])
+    _with_clients(lambda clients: clients.redirect_to(name, chosen))
+    out.print(f"{name} may send payers to {', '.join(chosen) or 'any host'} from now on", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ names no content type. `read` never raises: what it cannot make out is `None`, a
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -34,6 +34,7 @@ _MAX_DIGITS = 40
 class Message:
     """What one body says, in K-Pay's field names; an absent or empty member is None.
 
+    `replies` are the objects of a `reply` that is a list (guide, "Request token registered on a client").
     `ambiguous` tells that a member stood twice with different values: such a message proves nothing.
     `unseen` names members that this service does not know (docs/rules.md, 10).
     """
@@ -48,6 +49,7 @@ class Message:
     reply: str | None = None
     url: str | None = None
     success: bool | None = None
+    replies: tuple[Mapping[str, str | None], ...] | None = None
     ambiguous: bool = False
     unseen: tuple[str, ...] = field(default=())
 
@@ -143,7 +145,7 @@ def _multipart(body: bytes, content_type: str) -> Message | None:
     return message if any(getattr(message, name) for name in _KNOWN) else None
 
 
-def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
+def _message(pairs: Sequence[tuple[str, Any]]) -> Message:
     values: dict[str, str | None] = {}
     ambiguous = False
     for name, raw in pairs:
@@ -154,10 +156,18 @@ def _message(pairs: Iterable[tuple[str, Any]]) -> Message:
         **{name: values.get(name) for name in _KNOWN if name not in ("statusid", *_IDS)},
         **{name: None if values.get(name) == "0" else values.get(name) for name in _IDS},
         statusid=_statusid(values.get("statusid")),
+        replies=_objects(dict(pairs).get("reply")),
         success={"0": False, "1": True, "false": False, "true": True}.get(values.get("success") or ""),
         ambiguous=ambiguous,
         unseen=tuple(sorted(clean(name)[:40] for name in values.keys() - _UNREMARKABLE))[:10],
     )
+
+
+def _objects(value: object) -> tuple[Mapping[str, str | None], ...] | None:
+    """Return the objects of a list, with their scalar members; None for what is no list."""
+    if type(value) is not list:
+        return None
+    return tuple({name: _text(each) for name, each in item} for item in value if isinstance(item, _Pairs))
 
 
 def _statusid(value: str | None) -> str | None:

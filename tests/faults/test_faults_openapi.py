@@ -30,6 +30,8 @@ OPERATIONS = (
     "GET /v1/payments/{refid}",
     "POST /v1/payments/{refid}/check",
     "GET /v1/payments/{refid}/events",
+    "POST /v1/tokens",
+    "GET /v1/tokens",
     "GET /v1/events",
     "GET /v1/deliveries",
     "POST /v1/deliveries/retry",
@@ -42,7 +44,14 @@ WITHOUT_END = "GET /v1/events/stream"
 WITH_INPUT = OPERATIONS[:-2]
 MODES = {"allowed": GenerationMode.POSITIVE, "forbidden": GenerationMode.NEGATIVE}
 REFUSES_UNKNOWN_PARAMETERS = frozenset(
-    {"POST /v1/payments", "GET /v1/payments", "GET /v1/events", "GET /v1/deliveries"}
+    {
+        "POST /v1/payments",
+        "GET /v1/payments",
+        "POST /v1/tokens",
+        "GET /v1/tokens",
+        "GET /v1/events",
+        "GET /v1/deliveries",
+    }
 )
 LIKELY = payment(PAID_AT_ONCE, amount=None, bankid="63510") | {"cnumber": None, "logourl": None, "currency": "RWF"}
 """What no document can say in full: phone numbers, e-mail addresses, URLs, which bank goes with which method."""
