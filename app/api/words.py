@@ -46,7 +46,7 @@ FRENCH: Final = Words(
     amount="Montant",
     merchant="Commerçant",
     waiting="En attente de votre paiement",
-    approve="Si votre téléphone ou votre banque vous le demande, validez-y le paiement.",
+    approve="Si votre téléphone ou votre banque vous demande de valider le paiement, faites-le.",
     goes_on="Cette page continue d'elle-même dès que le paiement est terminé.",
     later="C'est plus long que d'habitude. Vous pouvez retourner chez {merchant}, qui saura comment le paiement se "
     "termine.",

@@ -36,7 +36,10 @@ CORPUS = {
     "null": (b'{"tid":null,"statusid":"03"}', Message(statusid="03")),
     "structures": (b'{"tid":{"a":1},"refid":["R1"],"statusid":"03"}', Message(statusid="03")),
     "comma-within-text": (b'{"statusdesc":"a,}","reply":"b\\",]",}', Message(statusdesc="a,}", reply='b",]')),
-    "trailing-comma-in-list": (b'{"reply":[{"token":"t",},],"retcode":0}', Message(retcode="0")),
+    "trailing-comma-in-list": (
+        b'{"reply":[{"token":"t",},],"retcode":0}',
+        Message(retcode="0", replies=({"token": "t"},)),
+    ),
     "one-digit-statusid": (b'{"statusid":"2"}', Message(statusid="02")),
     "retcode-keeps-its-digits": (b'{"retcode":"606"}', Message(retcode="606")),
     "not-a-number": (b'{"tid":NaN,"refid":Infinity,"statusid":"01"}', Message(statusid="01")),
