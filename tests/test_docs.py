@@ -10,7 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from app.main import create_app
 from app.settings import PREFIX, Settings, load
-from app.simulator.behaviours import markdown
+from app.simulator import behaviours, cards
 from tests import fault_table
 from tests.support import settings
 
@@ -76,9 +76,11 @@ def test_the_openapi_document_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         assert reference.rsplit("/", 1)[1] in document["components"]["schemas"]
 
 
-def test_the_simulators_table_is_the_simulators() -> None:
-    """docs/simulator.md lists every behaviour as the simulator itself does."""
-    assert markdown().strip() in (ROOT / "docs" / "simulator.md").read_text()
+def test_the_simulators_tables_are_the_simulators() -> None:
+    """docs/simulator.md lists every behaviour and every test card as the simulator itself does."""
+    written = (ROOT / "docs" / "simulator.md").read_text()
+    assert behaviours.markdown().strip() in written
+    assert all(table.strip() in written for table in cards.markdown().split("\n\n"))
 
 
 @pytest.mark.parametrize(

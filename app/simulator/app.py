@@ -9,9 +9,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from app.simulator.control import Control
+from app.simulator.delivery import Courier
 from app.simulator.gateway import Account, Gateway, Mood
 from app.simulator.ledger import Ledger
+from app.simulator.pages import Pages
 from app.simulator.postbacks import Payer
+from app.simulator.tokens import Wallet
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,10 @@ def create_simulator(config: Config) -> Starlette:
     client = httpx2.AsyncClient(trust_env=False, timeout=10.0)
     mood = Mood(down=False, refuse_credentials=False, latency=config.latency, payer_delay=config.payer_delay)
     ledger, payer = Ledger(), Payer(client)
-    gateway = Gateway(Account(config.username, config.password, config.retailerid, config.key), mood, ledger, payer)
-    control = Control(mood, ledger, payer)
+    wallet, courier = Wallet(), Courier()
+    account = Account(config.username, config.password, config.retailerid, config.key)
+    gateway = Gateway(account, mood, ledger, payer, wallet=wallet, courier=courier)
+    control, pages = Control(mood, ledger, payer), Pages(ledger, payer, wallet)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -57,9 +62,11 @@ def create_simulator(config: Config) -> Starlette:
             Route("/_simulator/payments/{refid:path}/settle", control.settle, methods=["POST"]),
             Route("/_simulator/payments/{refid:path}", control.payment),
             Route("/_simulator/behave", control.behave, methods=["POST"]),
-            # K-Pay has one address; which path it stands at is the account's affair.
+            Route("/checkout/{tid}", pages.checkout, methods=["GET", "POST"]),
+            Route("/token/{tid}", pages.token, methods=["GET", "POST"]),
+            # K-Pay has one address for programs; which path it stands at is the account's affair.
             Route("/{path:path}", gateway.answer, methods=["POST"]),
         ],
     )
-    app.state.closing = gateway.closing
+    app.state.closing = courier.closing
     return app

@@ -1,11 +1,13 @@
 """The magic numbers: which msisdn makes a payment do what. One table, and the Markdown that is made of it.
 
 A msisdn that ends in `0000NNN` (250780000NNN, 0780000NNN, 250730000NNN) chooses behaviour NNN; every other one, and
-every number that is not in the table, is an ordinary success. `python -m app.simulator.behaviours` prints the table.
+every number that is not in the table, is an ordinary success, unless a card decides: `AT_CHECKOUT`, `by_token`.
+`python -m app.simulator.behaviours` prints the table.
 """
 
 import re
 import sys
+from dataclasses import replace
 from typing import Final
 
 from app.simulator import wire
@@ -178,11 +180,20 @@ _ALL: Final = (
 
 BEHAVIOURS: Final = {behaviour.number: behaviour for behaviour in _ALL}
 
+AT_CHECKOUT: Final = Behaviour("checkout", "a card payer acts at the checkout page, and not before", life=())
+"""What no number chooses: a card payment whose msisdn chooses nothing."""
 
-def chosen_by(msisdn: str) -> Behaviour:
-    """Find the behaviour that a msisdn chooses."""
+
+def by_token(outcome: Outcome) -> Behaviour:
+    """Make the behaviour of a saved card's charge: over at once, no postback. Guide, "Payment request by token"."""
+    reply = replace(BEHAVIOURS["008"].reply, says=outcome)
+    return Behaviour("tokenpay", "a saved card is charged", truth=outcome, reply=reply, life=())
+
+
+def chosen_by(msisdn: str, otherwise: Behaviour = BEHAVIOURS["000"]) -> Behaviour:
+    """Find the behaviour that a msisdn chooses; `otherwise` where it chooses none."""
     magic = _MAGIC.search(msisdn)
-    return BEHAVIOURS.get(magic[1] if magic else "", BEHAVIOURS["000"])
+    return BEHAVIOURS.get(magic[1], otherwise) if magic else otherwise
 
 
 def rows() -> list[dict[str, str]]:

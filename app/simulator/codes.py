@@ -71,3 +71,27 @@ REQUIRED: Final = (
     "bankid",
 )
 """Guide, "Payment request": the texts that must be there and not be empty; `amount` is the one required number."""
+
+REQUIRED_OF_ADDTOKEN: Final = ("msisdn", "email", "cusname", "refid")
+"""Guide, "Generate token": the payer's name is `cusname` here, and `cname` everywhere else."""
+
+REQUIRED_OF_TOKENLIST: Final = ("msisdn", "refid")
+"""Guide, "Request token registered on a client"."""
+
+REQUIRED_OF_TOKENPAY: Final = (
+    "msisdn",
+    "email",
+    "details",
+    "token",
+    "refid",
+    "cname",
+    "cnumber",
+    "pmethod",
+    "retailerid",
+    "returl",
+)
+"""Guide, "Payment request by token": the texts. `amount` is a number, `cvv` either. Its table has `currency` among
+them; its own example leaves that out."""
+
+TOKENPAY_PMETHODS: Final = frozenset({"cc", "tokenpay"})
+"""Same section: `cc` is what its text says, `tokenpay` what its example has."""

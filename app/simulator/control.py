@@ -2,22 +2,25 @@
 
 import json
 from dataclasses import asdict, replace
-from html import escape
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.simulator import wire
 from app.simulator.behaviours import rows
+from app.simulator.cards import ACCEPTED, DECLINING, NO_CVV
 from app.simulator.codes import RETCODES, STATUSIDS
 from app.simulator.gateway import Mood
 from app.simulator.ledger import Ledger
 from app.simulator.postbacks import Payer
 from app.simulator.script import DECLINED, PAID, PENDING, Outcome, Post
+from app.simulator.templating import page
 
 _BY_HAND = {outcome.statusid: outcome for outcome in (PAID, DECLINED, PENDING)}
 _WORDS = {str(code): words for code, words in RETCODES.items() if code} | STATUSIDS
 _LONGEST = 3600.0
+_COLUMNS: Final = ("refid", "tid", "momtransactionid", "amount", "msisdn", "statusid", "statusdesc", "behaviour")
 
 
 def _is_flag(value: object) -> bool:
@@ -95,19 +98,15 @@ class Control:
         return _json({"items": rows()})
 
     async def page(self, _: Request) -> Response:
-        """Show the ledger and the table of magic numbers on one plain page."""
-        shown = ("refid", "tid", "momtransactionid", "amount", "msisdn", "statusid", "statusdesc", "behaviour")
-        ledger = [[str(item[name]) for name in shown] for item in reversed(self._ledger.items())]
-        magic = [list(row.values()) for row in rows()]
-        text = (
-            "<!doctype html><html lang=en><meta charset=utf-8><title>K-Pay simulator</title>"
-            "<style>body{font:14px system-ui;margin:2em}td,th{padding:.2em .8em;text-align:left}"
-            "tr:nth-child(even){background:#f3f3f3}</style><h1>K-Pay simulator</h1>"
-            f"<h2>Ledger</h2>{_table(list(shown), ledger)}"
-            f"<h2>Magic numbers</h2>{_table(list(rows()[0]), magic)}</html>"
+        """Show the ledger, the magic numbers and the test cards on one plain page."""
+        return page(
+            "index",
+            columns=_COLUMNS,
+            payments=list(reversed(self._ledger.items())),
+            pending=PENDING.statusid,
+            magic=rows(),
+            cards={"accepted": ACCEPTED, "declining": DECLINING, "no_cvv": NO_CVV},
         )
-        # A refid may hold anything, a lone surrogate too: that has no UTF-8, but it has a character reference.
-        return Response(text.encode("ascii", "xmlcharrefreplace"), headers={"Content-Type": wire.HTML})
 
 
 async def _body(request: Request) -> dict[str, object]:
@@ -121,9 +120,3 @@ async def _body(request: Request) -> dict[str, object]:
 def _json(message: wire.Message, status: int = 200) -> Response:
     body, content_type = wire.as_json(message)
     return Response(body, status, {"Content-Type": content_type})
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    cells = [f"<tr>{''.join(f'<th>{escape(cell)}' for cell in head)}"]
-    cells += [f"<tr>{''.join(f'<td>{escape(cell)}' for cell in line)}" for line in lines]
-    return f"<table>{''.join(cells)}</table>"

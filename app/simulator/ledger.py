@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
+from typing import Final
 
 from app.simulator.script import Behaviour, Outcome
+
+_SECRETS: Final = frozenset({"cvv", "token"})
+"""What is kept of no request, and so can be printed by nothing."""
 
 
 @dataclass(slots=True)
@@ -81,7 +85,7 @@ class Ledger:
         # Three digits or more, and no zero in front: a tid of digits alone may travel as a number.
         self._serial = count(101)
         self.requests: Counter[str] = Counter()
-        """How often a `pay` was received for a refid, be it recorded, refused, or the second one."""
+        """How often a `pay` or `tokenpay` was received for a refid, be it recorded, refused, or the second one."""
 
     def draft(self, order: Mapping[str, object], behaviour: Behaviour, delay: float) -> Payment:
         """Make a payment that is not recorded yet, with the numbers it will have."""
@@ -92,7 +96,7 @@ class Ledger:
             tid=f"{behaviour.tid_prefix}{serial}{now}",
             receipt=f"{now}{serial}",
             amount=int(str(order["amount"])),
-            order=order,
+            order={name: value for name, value in order.items() if name not in _SECRETS},
             behaviour=behaviour,
             delay=delay,
             truth=behaviour.truth,

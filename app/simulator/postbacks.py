@@ -1,12 +1,13 @@
 """A payment's life after `pay`: its steps in time, and its postbacks over HTTP."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Final
 
 import httpx2
 
 from app.simulator.ledger import Payment, Sent
-from app.simulator.script import Post
+from app.simulator.script import PENDING, Outcome, Post
 
 _RETRIES: Final = (1, 2, 4, 8)
 """After so many payer delays each a postback is sent again that met a 5xx or nobody: K-Pay tries again on 503."""
@@ -27,10 +28,20 @@ class Payer:
 
     def start(self, payment: Payment) -> asyncio.Task[None]:
         """Begin a payment's life, and give the task of it: it ends when the last postback was answered or given up."""
-        payment.life = asyncio.create_task(self._play(payment))
-        self._lives.add(payment.life)
-        payment.life.add_done_callback(self._lives.discard)
-        return payment.life
+        return self._live(payment, self._play(payment))
+
+    def settle(self, payment: Payment, outcome: Outcome) -> asyncio.Task[None] | None:
+        """Let the payer act now, and tell the returl: the task ends when the postback was answered or given up.
+
+        This ends what the behaviour had in store. A payment that is not pending stays as it is, and that is None:
+        nothing is awaited, so of two that settle at the same time exactly one does.
+        """
+        if payment.truth.statusid != PENDING.statusid:
+            return None
+        if payment.life is not None:
+            payment.life.cancel()
+        payment.truth, payment.mask = outcome, None
+        return self._live(payment, self.post(payment, Post()))
 
     async def end(self, payment: Payment) -> None:
         """End a payment's life where it is: no more steps, no more postbacks."""
@@ -44,6 +55,12 @@ class Payer:
         for life in lives:
             life.cancel()
         await asyncio.gather(*lives, return_exceptions=True)
+
+    def _live(self, payment: Payment, life: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        payment.life = asyncio.create_task(life)
+        self._lives.add(payment.life)
+        payment.life.add_done_callback(self._lives.discard)
+        return payment.life
 
     async def _play(self, payment: Payment) -> None:
         began = asyncio.get_running_loop().time()

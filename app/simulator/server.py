@@ -8,7 +8,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.simulator.app import Config, create_simulator
-from app.simulator.gateway import HANGUP
+from app.simulator.delivery import HANGUP
 
 
 class HangupProtocol(HttpToolsProtocol):

@@ -205,10 +205,16 @@ def test_optional_members_may_be_null(service: Service) -> None:
     assert (body["logourl"], body["orderid"], body["cnumber"]) == (None, None, body["msisdn"])
 
 
-def test_a_card_payer_gets_a_page_to_go_to(service: Service, simulator: Simulator) -> None:
-    """A card payment has a checkout page on K-Pay's own host; a mobile one has none."""
-    assert str(service.start(pmethod="cc")["checkout_url"]).startswith(f"{simulator.url}/")
-    assert service.start()["checkout_url"] is None
+@pytest.mark.parametrize("pmethod", ["cc", "momo"])
+def test_a_payer_gets_a_page_to_go_to(pmethod: str, service: Service, simulator: Simulator) -> None:
+    """A payment has a checkout page on K-Pay's own host; by the guide's example a mobile one has one, too."""
+    body = service.start(pmethod=pmethod)
+    assert body["checkout_url"] == f"{simulator.url}/checkout/{body['tid']}"
+
+
+def test_a_refused_payer_has_no_page_to_go_to(service: Service) -> None:
+    """A payment that K-Pay refused has no checkout page."""
+    assert service.start("250780000048", pmethod="cc")["checkout_url"] is None
 
 
 @pytest.mark.parametrize(("number", "retcode"), [("048", "609"), ("051", "603")])

@@ -82,7 +82,7 @@ class Kpay:
         self.listener = listener
         self.http = httpx2.Client(base_url=url, auth=("kpay", "kpay"), timeout=5.0)
 
-    def order(self, number: str = "000", **changes: object) -> dict[str, Any]:
+    def order(self, number: str = "000", /, **changes: object) -> dict[str, Any]:
         """Write a payment request as in the guide, for a new refid, with the magic number; None takes a member out."""
         refid = f"R{next(_numbers)}"
         order = {
@@ -103,6 +103,16 @@ class Kpay:
         }
         return {name: value for name, value in order.items() if value is not None}
 
+    def card_order(self, **changes: object) -> dict[str, Any]:
+        """Write a card payment's request whose payer acts at the checkout page."""
+        return self.order(**{"msisdn": "250788312934", "pmethod": "cc", "bankid": "000", **changes})
+
+    def token_order(self, token: str, number: str | None = None, /, **changes: object) -> dict[str, Any]:
+        """Write a `tokenpay` as in the guide; with `number`, a magic one."""
+        msisdn = f"250780000{number}" if number else "250788312934"
+        own = {"action": "tokenpay", "token": token, "cvv": "123", "msisdn": msisdn, "pmethod": "tokenpay"}
+        return self.order(**{**own, "bankid": None, "currency": None, "redirecturl": None, **changes})
+
     def send(self, message: object, timeout: float = 5.0) -> httpx2.Response:
         """Send a message to K-Pay."""
         return self.http.post("/", json=message, timeout=timeout)
@@ -120,6 +130,42 @@ class Kpay:
     def settle(self, refid: str, **how: object) -> httpx2.Response:
         """Play the payer."""
         return self.http.post(f"/_simulator/payments/{refid}/settle", json=how)
+
+    def checkout(self, order: dict[str, Any]) -> str:
+        """Ask for a payment, and give the address of its page."""
+        url: str = self.send(order).json()["url"]
+        return url
+
+    def write(self, url: str, **fields: str) -> httpx2.Response:
+        """Send a page's form: a good card, but for `fields`; press Pay, unless `do` is another button."""
+        card = {"number": "5555 5555 5555 4444", "expiry": "12/49", "cvv": "123", "do": "pay"}
+        return self.http.post(url, data=card | fields)
+
+    def invite(self, msisdn: str, /, **changes: object) -> dict[str, Any]:
+        """Ask for an address to save a card at, as in the guide; None takes a member out."""
+        asked = {
+            "msisdn": msisdn,
+            "email": "ikaneza@gmail.com",
+            "cusname": "Kaneza Innocent",
+            "action": "addtoken",
+            "refid": "YR1600116349",
+            **changes,
+        }
+        answer: dict[str, Any] = self.send({name: value for name, value in asked.items() if value is not None}).json()
+        return answer
+
+    def saved(self, msisdn: str) -> list[dict[str, Any]]:
+        """List a client's saved cards."""
+        asked = {"msisdn": msisdn, "action": "tokenlist", "refid": "YR1600116349"}
+        cards: list[dict[str, Any]] = self.send(asked).json()["reply"]
+        return cards
+
+    def save(self, number: str = "5555555555554444") -> str:
+        """Save a card for a new client, and give its token."""
+        msisdn = f"2507{next(_numbers):08}"
+        assert self.write(self.invite(msisdn)["url"], number=number).status_code == 303
+        token: str = self.saved(msisdn)[0]["token"]
+        return token
 
     def behave(self, **how: object) -> httpx2.Response:
         """Change the gateway's mood."""

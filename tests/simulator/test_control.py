@@ -125,14 +125,18 @@ def test_behave_refuses_what_is_no_object(kpay: Kpay, body: bytes) -> None:
 
 
 def test_magic_table_and_page(kpay: Kpay) -> None:
-    """The table is there as JSON, and on a page that shows the ledger, too."""
+    """The table is there as JSON, and on a page that shows the ledger and the test cards, too."""
     items = kpay.http.get("/_simulator/magic").json()["items"]
     assert [item["msisdn"][-3:] for item in items] == list(BEHAVIOURS)
-    order = kpay.order("005")
-    kpay.send(order)
+    open_, paid = kpay.order("005"), kpay.order("007")
+    tid, paid_tid = (kpay.send(order).json()["tid"] for order in (open_, paid))
     page = kpay.http.get("/").text
-    assert order["refid"] in page
+    assert open_["refid"] in page
     assert items[-1]["does"] in page
+    assert "5101 1800 0000 0007" in page
+    assert f'href="/checkout/{tid}"' in page
+    assert f'href="/checkout/{paid_tid}"' not in page
+    assert paid_tid in page
 
 
 def test_stops_while_answers_are_held(listener: Listener) -> None:
