@@ -11,8 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    column = sa.Column("redirect_hosts", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False)
-    op.add_column("clients", column)
+    op.add_column(
+        "clients",
+        sa.Column("redirect_hosts", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+    )
 
 
 def downgrade() -> None:
