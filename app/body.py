@@ -79,7 +79,9 @@ class Payment(BaseModel):
     orderid: str | None = Field(description="Your order")
     metadata: dict[str, str] = Field(description="Yours, as you gave it")
     tid: str | None = Field(description="K-Pay's own reference")
-    checkout_url: str | None = Field(description="K-Pay's page for the payer, where it named one: by card it is where they pay")
+    checkout_url: str | None = Field(
+        description="K-Pay's page for the payer, where it named one: by card it is where they pay"
+    )
     momtransactionid: str | None = Field(description="The reference at the payer's bank or operator")
     payaccount: str | None = Field(description="The account or number that paid")
     statusid: str | None = Field(description="K-Pay's last word on it, as a code")
