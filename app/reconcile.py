@@ -34,7 +34,7 @@ LOOK_EVERY = 0.5
 """Seconds between two looks for due payments that no bell has announced."""
 
 _LEASE_MARGIN = 10.0
-_REST = 3.0
+_REST = 2.0
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 _EXPIRE_AT_ONCE = 100
 

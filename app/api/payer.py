@@ -32,8 +32,10 @@ NEWS_PATH = PATH + NEWS
 
 _ANSWER_SECONDS = 2.0
 """How long a payer looks at nothing while K-Pay is asked; then the page waits for the answer."""
+_ASK_AGAIN = 2.0
+"""Seconds between two questions that arriving can bring about."""
 _ASK_EVERY = 5.0
-"""Seconds between two questions that one payment's payer can bring about; more the older the payment is."""
+"""Seconds between two questions of an open page; more the older the payment is."""
 _PATIENCE = 20
 _NEWS_SECONDS = 600.0
 """How long one stream of news lives; a browser comes back by itself."""
@@ -128,9 +130,9 @@ async def _look(parts: Context, refid: str) -> Row | None:
             return None
         with suppress(TimeoutError):  # the question goes on; the page hears of its answer
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await parts.reconciler.look(row, _ASK_EVERY)
+                await parts.reconciler.look(row, _ASK_AGAIN)
                 row = await reads.one(parts.database, refid) or row
-                while row.status not in FINAL and row.leased_until is not None:  # another process is asking
+                while row.status not in FINAL and _is_being_asked(row):
                     await changed.within(_ANSWER_SECONDS)
                     row = await reads.one(parts.database, refid) or row
         return row
@@ -138,6 +140,11 @@ async def _look(parts: Context, refid: str) -> Row | None:
 
 def _words(request: Request) -> Words:
     return asked_for(request.headers.get("accept-language", ""))
+
+
+def _is_being_asked(row: Row) -> bool:
+    """Whether another process is asking K-Pay, or a postback has just asked for that."""
+    return row.leased_until is not None or row.wake_step == 0
 
 
 def _authentic_refid(request: Request, parts: Context) -> str | None:
