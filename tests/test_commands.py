@@ -226,7 +226,7 @@ def test_the_demo_ends_well(tmp_path: Path) -> None:
     """`kpayd demo` plays its scenes through the real loop and exits 0."""
     with kpayd(tmp_path, {}, "demo") as process:
         assert process.child.wait(100) == 0, process.words
-    assert "6 of 6 payments ended as they should" in process.words
+    assert "8 of 8 payments ended as they should" in process.words
 
 
 def test_the_demo_tells_when_it_does_not_end_well(tmp_path: Path, service: Service, simulator: Simulator) -> None:

@@ -23,6 +23,7 @@ from standardwebhooks import Webhook
 
 from app.clients import Clients, Credentials, new_webhook_secret
 from app.database import open_database
+from app.dev.demo import Stage
 from app.dev.laptop import free_port
 from tests.conftest import QUICK
 from tests.proxy import Fault, running_proxy
@@ -34,7 +35,8 @@ BLOCKS: dict[str, str] = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE.read
 RUN_BY = {"sh": "sh", "py": sys.executable, "mjs": "node", "php": "php"}
 LANGUAGES = ("py", "mjs", "php")
 PROGRAMS = ("pay", "receive", "feed", "stream")
-SHELL = ("start", "wait", "again", "listen", "client", "parked", "feed", "stream")
+CARDS = ("card", "save-card", "cards", "saved-card")
+SHELL = ("start", "wait", "again", *CARDS, "listen", "client", "parked", "feed", "stream")
 SETTINGS = QUICK | {"WEBHOOK_HOSTS": "127.0.0.1", "WEBHOOK_SCHEDULE": "0.2,0.3", "WEBHOOK_TIMEOUT": "2"}
 
 
@@ -148,6 +150,20 @@ def test_a_payment_by_curl(desk: Desk, simulator: Simulator) -> None:
     assert (ended["status"], ended["momtransactionid"] is not None) == ("succeeded", True)
     assert json.loads(desk.run("start.sh"))["status"] == "succeeded"
     assert simulator.requests(started["refid"]) == 1
+
+
+def test_a_card_by_curl(desk: Desk, shop: Service, simulator: Simulator) -> None:
+    """The payer pays at the checkout page and comes back to the shop; a saved card is listed and charged at once."""
+    browser = Stage(shop.url, simulator.url, shop.key)
+    started = json.loads(desk.run("card.sh"))
+    back = browser.card_typed(started["checkout_url"])
+    order = desk.env["ORDER"]
+    assert back == f"https://shop.example.rw/done?order={order}&refid=card-{order}-1&status=succeeded"
+    browser.card_typed(json.loads(desk.run("save-card.sh"))["url"])
+    (card,) = json.loads(desk.run("cards.sh"))["items"]
+    assert (card["cardhash"], card["scheme"]) == ("555555xxxxxx4444", "MASTERCARD")
+    charged = json.loads(desk.run("saved-card.sh", TOKEN=card["token"]))
+    assert (charged["refid"], charged["status"]) == (f"card-{order}-2", "succeeded")
 
 
 @pytest.mark.parametrize("kind", LANGUAGES)

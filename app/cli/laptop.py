@@ -78,7 +78,7 @@ def _greet(laptop: "Laptop", data_dir: Path) -> None:
         f"""kpayd is up.
 
   service     {laptop.url}        API documentation: {laptop.url}/docs
-  simulator   {laptop.simulator_url}        its page lists the magic numbers
+  simulator   {laptop.simulator_url}        its page lists magic numbers and test cards
   key         {laptop.key}
   data, logs  {data_dir}/
   database    {laptop.database_url}
