@@ -1,16 +1,14 @@
 """Saved cards: K-Pay keeps them, and this service asks, passes the answer on and forgets it. Nothing is written."""
 
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from app.breaker import Breaker
 from app.intake import may_send_payers_to
-from app.kpay import cards, codes, request
-from app.kpay.client import Answer, GatewayError, KPay
+from app.kpay import cards, request
+from app.kpay.client import Answer, KPay
 from app.kpay.unseen import Unseen
 from app.orders import new_refid
 
@@ -35,7 +33,10 @@ class TokenPage:
 
 
 class Tokens:
-    """Asks one gateway about saved cards. Both calls raise `TokenRefused`, `NotSent` or `InDoubt`."""
+    """Asks one gateway about saved cards. Both calls raise `TokenRefused`, `NotSent` or `InDoubt`.
+
+    How they fare says nothing of checks and payments (an account may have no saved cards): no breaker hears of it.
+    """
 
     def __init__(
         self,
@@ -44,20 +45,18 @@ class Tokens:
         merchant: request.Merchant,
         checkout_hosts: frozenset[str],
         unseen: Unseen,
-        breaker: Breaker,
     ) -> None:
         self._kpay = kpay
         self._merchant = merchant
         self._checkout_hosts = checkout_hosts
         self._unseen = unseen
-        self._breaker = breaker
 
     async def add(self, msisdn: str, email: str, cusname: str) -> TokenPage:
         """Return a page where the payer saves a card; asked twice there are two pages, which does no harm."""
         refid = new_refid()
         asked = request.addtoken(refid, msisdn, email, cusname, self._merchant)
         answer = await self._ask(self._kpay.addtoken, asked)
-        page = cards.of_addtoken(answer.message)
+        page = cards.of_addtoken(answer.message, answer.http_status)
         if isinstance(page, cards.Page) and not may_send_payers_to(page.url, self._checkout_hosts):
             log.error("K-Pay's token url is on a host that KPAYD_CHECKOUT_HOSTS does not name", refid=refid)
             page = cards.Refusal("K-Pay named a page on a host that is not allowed here")
@@ -68,23 +67,16 @@ class Tokens:
     async def saved(self, msisdn: str) -> Sequence[cards.Card]:
         """Return the cards that K-Pay keeps for a payer."""
         answer = await self._ask(self._kpay.tokenlist, request.tokenlist(new_refid(), msisdn, self._merchant))
-        found = cards.of_tokenlist(answer.message)
+        found = cards.of_tokenlist(answer.message, answer.http_status)
         if isinstance(found, cards.Refusal):
             raise self._refused(found, answer)
         return found
 
     async def _ask(self, call: Callable[[Mapping[str, Any]], Awaitable[Answer]], asked: Mapping[str, Any]) -> Answer:
-        try:
-            answer = await call(asked)
-        except GatewayError as exc:
-            self._breaker.failed(time.monotonic(), str(exc))
-            raise
+        answer = await call(asked)
         self._unseen.look(answer.message, answer.content_type)
         return answer
 
     def _refused(self, refusal: cards.Refusal, answer: Answer) -> TokenRefused:
-        refuses_us = refusal.retcode in codes.REFUSES_US - codes.AMBIGUOUS
-        why = f"K-Pay answers {refusal.retcode or answer.http_status}"
-        self._breaker.judge(time.monotonic(), answer.http_status, why, refuses_us=refuses_us)
         log.error("K-Pay refuses a call about saved cards", http_status=answer.http_status, retcode=refusal.retcode)
         return TokenRefused(refusal)

@@ -35,36 +35,41 @@ class Refusal:
     retcode: str | None = None
 
 
-def of_addtoken(message: Message | None) -> Page | Refusal:
+def of_addtoken(message: Message | None, http_status: int = 200) -> Page | Refusal:
     """Read the answer to an `addtoken`."""
     if message is None:
         return _UNREADABLE
-    if (refusal := _refusal(message)) is not None:
+    if (refusal := _refusal(message, http_status)) is not None:
         return refusal
     return Page(message.tid, message.url) if message.url else Refusal("K-Pay's answer names no page")
 
 
-def of_tokenlist(message: Message | None) -> Sequence[Card] | Refusal:
-    """Read the answer to a `tokenlist`; a card without a token is left out, since nobody can pay by it."""
+def of_tokenlist(message: Message | None, http_status: int = 200) -> Sequence[Card] | Refusal:
+    """Read the answer to a `tokenlist`; a card without a token is left out, since nobody can pay by it.
+
+    "No cards" is what K-Pay says, never what an answer that says nothing is taken for.
+    """
     if message is None:
         return _UNREADABLE
-    if (refusal := _refusal(message)) is not None:
+    if (refusal := _refusal(message, http_status)) is not None:
         return refusal
     if message.replies is None and message.reply is not None:
-        return Refusal("K-Pay's answer lists no cards")
+        return Refusal(message.reply)
     found = [{name: each.get(name) or "" for name in ("cardhash", "scheme", "token")} for each in message.replies or ()]
     # The guide prints tokens with line breaks inside.
     return [Card(**each | {"token": token}) for each in found if (token := "".join(each["token"].split()))]
 
 
+_IS_AN_ERROR = 400
 _UNREADABLE = Refusal("K-Pay's answer could not be read")
 
 
-def _refusal(message: Message) -> Refusal | None:
+def _refusal(message: Message, http_status: int) -> Refusal | None:
     code = message.retcode or message.statusid
     if message.ambiguous:
         return Refusal("K-Pay's answer contradicts itself")
-    if message.success is not False and code in (None, codes.ACCEPTED):
+    accepted = code == codes.ACCEPTED or message.success or message.replies is not None or message.url is not None
+    if accepted and message.success is not False and code in (None, codes.ACCEPTED) and http_status < _IS_AN_ERROR:
         return None
     known = codes.RETCODES.get(code or "")
     detail = message.statusdesc or message.reply or (known[2] if known else "K-Pay refused without a word")

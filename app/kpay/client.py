@@ -6,7 +6,6 @@ environment. A body is read up to 64 KiB.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ import httpx2
 import stamina
 
 from app import metrics
+from app.kpay import discreet
 from app.kpay.errors import GatewayError, InDoubt, NotSent
 from app.kpay.wire import Message, read
 
@@ -84,11 +84,12 @@ class KPay:
         What the answer repeats of `token` and `cvv` is taken out of it before anybody reads or keeps it.
         """
         answer = await self._call("tokenpay", {"action": "tokenpay", **request}, self._endpoint.timeout)
-        body = answer.body
-        for name in ("token", "cvv"):
-            secret = re.escape(str(request[name]).encode())
-            body = re.sub(rb"(?<![0-9A-Za-z])" + secret + rb"(?![0-9A-Za-z])", b"***", body)
-        return replace(answer, body=body, message=read(body, answer.content_type))
+        card = discreet.Card(request["token"], request["cvv"])
+        message = answer.message and card.out_of(answer.message)
+        if len(answer.body) == MAX_BODY or card.is_in(answer.body, answer.content_type):  # a token may be cut there
+            body = discreet.understood(message)
+            return replace(answer, body=body, content_type=discreet.UNDERSTOOD, message=message)
+        return replace(answer, message=message)
 
     async def checkstatus(self, refid: str) -> Answer:
         """Ask what became of `refid`. Raises `NotSent` or `InDoubt`, both of which say nothing of the payment."""

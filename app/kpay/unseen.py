@@ -4,6 +4,7 @@ import structlog
 
 from app import metrics
 from app.kpay import codes
+from app.kpay.discreet import UNDERSTOOD
 from app.kpay.wire import Message
 
 log = structlog.get_logger()
@@ -17,6 +18,7 @@ _CONTENT_TYPES = (
     "text/plain",
     "text/html",
     "application/x-www-form-urlencoded",
+    UNDERSTOOD,
     "multipart/form-data",
 )
 

@@ -22,8 +22,9 @@ _KNOWN = ("tid", "refid", "momtransactionid", "payaccount", "statusid", "statusd
 _IDS = ("tid", "momtransactionid", "payaccount")
 """Members in which K-Pay writes 0 for "none"."""
 
-_MEANT = frozenset({*_KNOWN, "success"})
-_UNREMARKABLE = frozenset({*_MEANT, "authkey", "comtime", "initime"})
+_OF_CARDS = ("cardhash", "scheme", "token")
+_MEANT = frozenset({*_KNOWN, *_OF_CARDS, "success"})
+_UNREMARKABLE = frozenset({*_KNOWN, "success", "authkey", "comtime", "initime"})
 _FORM = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
 _WHITE = " \t\r\n\f\v\0\ufeff"
@@ -65,7 +66,7 @@ def read(body: bytes, content_type: str = "") -> Message | None:
 
 
 def _json(body: bytes) -> Message | None:
-    text = _decode(body).lstrip(_WHITE)
+    text = decode(body).lstrip(_WHITE)
     if not text.startswith("{"):
         return None
     for candidate in (text, _without_trailing_commas(text)):
@@ -90,7 +91,8 @@ def _digits(text: str) -> int | str:
 _DECODER = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=_digits, parse_float=str, strict=False)
 
 
-def _decode(body: bytes) -> str:
+def decode(body: bytes) -> str:
+    """Return a body as text, whatever it is; what is no text in it is replaced."""
     if body.startswith((b"\xff\xfe", b"\xfe\xff")):
         return body.decode("utf-16", "replace")
     return body.decode("utf-8-sig", "replace")
@@ -119,7 +121,7 @@ def _without_trailing_commas(text: str) -> str:
 
 
 def _form(body: bytes) -> Message | None:
-    text = _decode(body).strip(_WHITE)
+    text = decode(body).strip(_WHITE)
     if not text or text[0] in "{[<" or "=" not in text:
         return None
     try:
@@ -135,7 +137,7 @@ def _multipart(body: bytes, content_type: str) -> Message | None:
     pairs: list[tuple[str, str]] = []
 
     def keep(field: Field) -> None:
-        pairs.append((_decode(field.field_name or b""), _decode(field.value or b"")))
+        pairs.append((decode(field.field_name or b""), decode(field.value or b"")))
 
     try:
         parse_form({"Content-Type": content_type.encode("latin-1", "replace")}, BytesIO(body), keep, None)
@@ -146,28 +148,39 @@ def _multipart(body: bytes, content_type: str) -> Message | None:
 
 
 def _message(pairs: Sequence[tuple[str, Any]]) -> Message:
-    values: dict[str, str | None] = {}
-    ambiguous = False
-    for name, raw in pairs:
-        value = _text(raw)
-        ambiguous = ambiguous or (name in _MEANT and name in values and values[name] != value)
-        values[name] = value
+    raws = dict(pairs)
+    values = {name: _text(raw) for name, raw in raws.items()}
+    items = _objects(raws.get("reply"))
+    ambiguous = _says_two_things(pairs) or any(map(_says_two_things, items or ()))
     return Message(
         **{name: values.get(name) for name in _KNOWN if name not in ("statusid", *_IDS)},
         **{name: None if values.get(name) == "0" else values.get(name) for name in _IDS},
         statusid=_statusid(values.get("statusid")),
-        replies=_objects(dict(pairs).get("reply")),
+        replies=None if items is None else tuple({name: _text(raw) for name, raw in item} for item in items),
         success={"0": False, "1": True, "false": False, "true": True}.get(values.get("success") or ""),
         ambiguous=ambiguous,
         unseen=tuple(sorted(clean(name)[:40] for name in values.keys() - _UNREMARKABLE))[:10],
     )
 
 
-def _objects(value: object) -> tuple[Mapping[str, str | None], ...] | None:
-    """Return the objects of a list, with their scalar members; None for what is no list."""
-    if type(value) is not list:
-        return None
-    return tuple({name: _text(each) for name, each in item} for item in value if isinstance(item, _Pairs))
+def _says_two_things(pairs: Sequence[tuple[str, Any]]) -> bool:
+    """Whether a member that means something stands twice with different values."""
+    if len(pairs) == len(dict(pairs)):
+        return False
+    first: dict[str, object] = {}
+    for name, raw in pairs:
+        said = raw if isinstance(raw, list) else _text(raw)
+        if name in _MEANT and first.setdefault(name, said) != said:
+            return True
+    return False
+
+
+def _objects(value: object) -> Sequence[_Pairs] | None:
+    """Return the objects of a list, or of an object that stands for one (PHP, where a list has gaps); else None."""
+    if isinstance(value, _Pairs):
+        each = [item for _, item in value]
+        return each if all(isinstance(item, _Pairs) for item in each) else [value]
+    return [item for item in value if isinstance(item, _Pairs)] if isinstance(value, list) else None
 
 
 def _statusid(value: str | None) -> str | None:

@@ -4,6 +4,7 @@
 """
 
 import base64
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,25 @@ PERSONAL = {
     "idempotency-key": "canary-idempotency-key-5c1e",
 }
 """What a caller or K-Pay says of a payer and a payment."""
+CVVS = {
+    "success": "0917",
+    "decline": "0836",
+    "reset": "0752",
+    "timeout": "0694",
+    "html-500": "0581",
+    "error": "0473",
+    "refused": "0368",
+    "database-down": "0259",
+    "database-lost": "0147",
+    "kill": "0985",
+    "conflict": "0873",
+    "repetition": "0761",
+}
+"""A valid `cvv` for each way that a payment by saved card can go. No process, port or year begins with 0."""
+TOKENS = {path: f"canary-{path}-{cvv}-5c1e-b95b8d79bc85" for path, cvv in CVVS.items()}
+"""A valid `token` for each of these ways."""
+MARK = "0246"
+"""Four digits that are no secret: they stand in the refids, and K-Pay repeats them, so that the search can be tried."""
 KEYS = Macs([HELD["secret-key"]]), Macs([HELD["old-secret-key"]])
 
 
@@ -77,12 +97,30 @@ class Scene:
     statuses: set[int] = field(default_factory=set)
     readable_by: dict[int, int] = field(default_factory=dict)
     """Of each process of the service: the rights of its environment."""
+    answers_by_card: str = ""
+    """All answers about payments by saved card, those that are no errors too."""
+    sent_by_card: list[Json] = field(default_factory=list)
+    """What K-Pay got of payments by saved card."""
 
     def places(self, name: str) -> set[Place]:
         """Return where the canaries of that name are, however they are written."""
         needles = self.made.get(name) or [(TYPED | HELD | PERSONAL)[name]]
         forms = {form for needle in needles for form in _written(needle.removeprefix("250"))}
         return {place for place, words in self.words.items() if any(form in words for form in forms)}
+
+    def places_alone(self, needle: str) -> set[str]:
+        """Return where `needle` stands by itself, no letter or digit beside it, also in bytes that are dumped in hex.
+
+        So a tid or a fraction of a second that happens to hold four digits is no find.
+        """
+        alone = re.compile(rf"(?<![0-9A-Za-z.]){re.escape(needle)}(?![0-9A-Za-z])")
+        everywhere: dict[str, str] = dict(self.words) | {"answers by card": self.answers_by_card}
+        return {place for place, words in everywhere.items() if alone.search(f"{words}\n{_in_hex(words)}")}
+
+
+def _in_hex(words: str) -> str:
+    found = re.findall(r"\\x((?:[0-9a-f]{2})+)", words)
+    return "\n".join(bytes.fromhex(each).decode(errors="replace") for each in found)
 
 
 def _written(needle: str) -> set[str]:

@@ -1,10 +1,14 @@
 """The play that `canaries` are driven through: every way of starting, asking and telling that succeeds or fails."""
 
 import base64
-from collections.abc import Callable, Sequence
+import json
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx2
 
@@ -13,9 +17,12 @@ from app.macs import RETURL
 from app.simulator import Config
 from tests.conftest import QUICK
 from tests.faults.canaries import (
+    CVVS,
     HELD,
     KEYS,
+    MARK,
     PERSONAL,
+    TOKENS,
     TYPED,
     Place,
     Scene,
@@ -27,8 +34,10 @@ from tests.faults.canaries import (
     with_password,
 )
 from tests.faults.conftest import Server, own_server
-from tests.proxy import Fault
+from tests.faults.test_faults_gateway_answers import NOT_FOUND, Liar, Lie, lie, lying
+from tests.proxy import Direction, Fault, Proxy, running_proxy
 from tests.support import (
+    Json,
     Service,
     answers,
     at_once,
@@ -181,6 +190,8 @@ def driven(folder: Path) -> Scene:
                 scene.words[Place.COMMANDS] = "\n".join([*shown, *_commands(env, service, server)])
             scene.words[Place.CONSOLE] = _astray(folder, env)
         scene.words[Place.LOG] = process.words
+        for log_format, place in (("json", Place.LOG), ("console", Place.CONSOLE)):
+            SavedCards(server, scene).play(folder, env | {"KPAYD_LOG_FORMAT": log_format}, place)
         refids = [row["refid"] for row in query(server.direct, "SELECT refid FROM payments")]
         scene.made["mac"] = [keys.make(RETURL, refid) for refid in refids for keys in KEYS]
         pair = f"{HELD['gateway-username']}:{HELD['gateway-password']}"
@@ -285,3 +296,110 @@ def _astray(folder: Path, env: dict[str, str]) -> str:
         assert (asked.status_code, told.status_code) == (503, 503)
         eventually(lambda: "Traceback" in it.words)
     return it.words
+
+
+class SavedCards:
+    """Plays valid payments by saved card along every way they can go, each with a token and a cvv of its own."""
+
+    def __init__(self, server: Server, scene: Scene) -> None:
+        self._server = server
+        self._scene = scene
+        self._refids = {path: f"saved-{MARK}-{new_refid()}" for path in CVVS}
+        self._said: list[str] = []
+
+    def play(self, folder: Path, env: Mapping[str, str], place: Place) -> None:
+        """Play all of them before a service of their own, whose log goes to `place`; it ends by kill -9."""
+        seen = Scene()
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=100) as silent,
+            lying(f"http://127.0.0.1:{silent.getsockname()[1]}") as liar,
+            running_proxy(("127.0.0.1", liar.port)) as kpay,
+        ):
+            port = free_port()
+            env = {**env, "KPAYD_GATEWAY_URL": f"{kpay.url}/", "KPAYD_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+            with processes_seen(seen), kpayd(folder, env, "serve", "--port", str(port)) as process:
+                answers(process, f"http://127.0.0.1:{port}/healthz")
+                service = Service(process, f"http://127.0.0.1:{port}", env["KPAYD_DATABASE_URL"], env)
+                self._scene.made["api-key"].append(service.key)
+                with service.http:
+                    self._ways(service, liar, kpay)
+                    self._killed(service, liar)
+        self._scene.words[place] += process.words
+        self._scene.words[Place.PROCESSES] += seen.words[Place.PROCESSES]
+        self._scene.answers_by_card += "\n".join(self._said)
+
+    def _asked(self, path: str, **changes: object) -> Json:
+        card = {"pmethod": "cc", "refid": self._refids[path], "token": TOKENS[path], "cvv": CVVS[path]}
+        return ordered() | card | changes
+
+    def _pay(self, service: Service, path: str, **changes: object) -> int:
+        answer = service.http.post("/v1/payments", json=self._asked(path, **changes))
+        self._said.append(f"{answer.headers}\n{answer.text}")
+        return answer.status_code
+
+    def _ways(self, service: Service, liar: Liar, kpay: Proxy) -> None:
+        liar.lies |= {("tokenpay", self._refids[path]): said for path, said in self._lies().items()}
+        liar.lies["checkstatus", "*"] = lie(**NOT_FOUND)
+        kpay.watch = self._note
+        for path in ("success", "decline", "timeout", "html-500", "error", "conflict", "repetition"):
+            assert self._pay(service, path) == 201, path
+        assert self._pay(service, "conflict", amount=7) == 409
+        assert self._pay(service, "repetition") == 200
+        for fault, path in ((Fault.LOSE_ANSWER, "reset"), (Fault.REFUSE, "refused")):
+            kpay.set(fault)
+            assert self._pay(service, path) == 201, path
+            kpay.set(Fault.NONE)
+        self._server.proxy.set(Fault.REFUSE)
+        assert self._pay(service, "database-down") == 503
+        self._server.proxy.set(Fault.NONE)
+        eventually(lambda: service.http.get("/readyz").status_code == 200)
+        assert self._pay(service, "database-lost") == 201
+        self._server.proxy.set(Fault.NONE)
+        eventually(lambda: service.http.get("/readyz").status_code == 200)
+        pages = ["/metrics", "/readyz", "/v1/payments", "/v1/events"]
+        pages += [f"/v1/payments/{refid}{more}" for refid in self._refids.values() for more in ("", "/events")]
+        self._said += [service.http.get(page).text for page in pages]
+
+    def _note(self, direction: Direction, chunk: bytes) -> None:
+        """Keep what K-Pay gets; of one payment the database is gone before K-Pay answers."""
+        if direction == "request" and b'"tokenpay"' in chunk:
+            self._scene.sent_by_card.append(json.loads(chunk[chunk.index(b"{") :]))
+            if self._refids["database-lost"].encode() in chunk:
+                self._server.proxy.set(Fault.REFUSE)
+
+    def _lies(self) -> dict[str, Lie]:
+        """Return what K-Pay says of each payment; what is not here it leaves without a word."""
+
+        def said(path: str, statusid: str = "01", **more: object) -> Lie:
+            receipt = f"D{self._refids[path]}" if statusid == "01" else ""
+            told = {"tid": f"E{CVVS[path]}0{new_refid()}", "momtransactionid": receipt, "statusid": statusid, "x": MARK}
+            return Lie(json.dumps(told | {"refid": self._refids[path]} | more).encode())
+
+        html = self._asked("html-500", action="tokenpay", note=MARK)
+        page = f"<html>{json.dumps(html)}\n{urlencode(html)}\n{html!r}".encode()
+        echo = (("Content-Type", "text/html"), ("X-Asked", f"{TOKENS['html-500']} {CVVS['html-500']}"))
+        words = f"cvv {CVVS['error']} of token {TOKENS['error']} is wrong"
+        return {
+            "success": said("success"),
+            "decline": said("decline", "02", statusdesc="DECLINED"),
+            "html-500": Lie(page, 500, echo),
+            "error": said("error", "02", statusdesc=words, cvv=CVVS["error"], token=TOKENS["error"]),
+            "conflict": said("conflict"),
+            "repetition": said("repetition", cvv=int(CVVS["repetition"]), token=TOKENS["repetition"]),
+            "reset": said("reset"),
+            "database-lost": said("database-lost", cvv=CVVS["database-lost"], token=TOKENS["database-lost"]),
+        }
+
+    def _killed(self, service: Service, liar: Liar) -> None:
+        def ask_and_be_cut() -> None:
+            try:
+                self._pay(service, "kill")
+            except httpx2.TransportError:
+                self._said.append("killed")
+
+        asking = threading.Thread(target=ask_and_be_cut)
+        asking.start()
+        eventually(lambda: ("tokenpay", self._refids["kill"]) in liar.heard, every=0.01)
+        service.process.kill()
+        asking.join(30)
+        assert self._said[-1] == "killed"

@@ -7,7 +7,7 @@ import pytest
 
 from app.settings import Settings
 from tests.conftest import QUICK
-from tests.faults.canaries import HELD, PERSONAL, Place, Scene
+from tests.faults.canaries import CVVS, HELD, MARK, PERSONAL, TOKENS, Place, Scene
 from tests.faults.canary_play import driven
 from tests.faults.conftest import Server
 from tests.support import Simulator, payment, query, run_command, run_service
@@ -70,6 +70,44 @@ def test_fault_53_secrets_are_where_they_belong(name: str, scene: Scene) -> None
     The table above says which values are stored and which an operator is shown.
     """
     assert scene.places(name) == ALLOWED[name]
+
+
+NOT_SENT = {"refused", "database-down"}
+"""Payments by saved card of which K-Pay hears nothing."""
+
+
+@pytest.mark.timeout(300)
+def test_every_way_of_a_saved_card_was_tried(scene: Scene) -> None:
+    """K-Pay got each token and cvv once from each of the two services, but for those that could not be sent."""
+    sent = sorted((each["cvv"], each["token"]) for each in scene.sent_by_card)
+    assert sent == sorted((cvv, TOKENS[path]) for path, cvv in CVVS.items() if path not in NOT_SENT for _ in range(2))
+    assert len(set(CVVS.values())) == 12
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", CVVS)
+def test_fault_53_a_saved_card_is_nowhere_whatever_becomes_of_its_payment(path: str, scene: Scene) -> None:
+    """A valid cvv and token are in no log at DEBUG, traceback, dump, metric, answer or process list, however it ended.
+
+    Paid, declined, reset, timed out, repeated by K-Pay in HTML and JSON, refused, the database gone before and after,
+    killed, in conflict, repeated by the caller.
+    """
+    assert scene.places_alone(CVVS[path]) == set()
+    assert scene.places_alone(TOKENS[path]) == set()
+
+
+@pytest.mark.timeout(300)
+def test_fault_53_the_search_for_a_cvv_finds_four_digits(scene: Scene) -> None:
+    """Four digits that are no secret are found where they were put, in logs, dumped bytes and answers: it can see."""
+    written = {Place.LOG, Place.CONSOLE, Place.DATABASE, "answers by card"}
+    assert scene.places_alone(MARK) >= written
+    assert scene.places_alone(f'"x": "{MARK}"') == {Place.DATABASE}  # K-Pay's own words, which are bytes there
+    echoed = f"\\x{MARK.encode().hex()}"
+    for place in Place:
+        for told in (f'{{"cvv": "{MARK}"}}', f"cvv={MARK}&x", f"SecretStr({MARK})", f"-{MARK}-", f"\n{MARK}\n", echoed):
+            assert Scene(words={place: f"before {told} after"}).places_alone(MARK) == {place}, told
+        for told in (f"E{MARK}159", f"A{MARK}B", f"1{MARK}", f"{MARK}7", f"12.{MARK}", f"\\x{b'E0246B'.hex()}"):
+            assert Scene(words={place: f"before {told} after"}).places_alone(MARK) == set(), told
 
 
 @pytest.mark.timeout(300)
