@@ -137,19 +137,27 @@ class _Attempt:
     refid: str
     client: str
     terms: Terms
+    objection: Exception | None
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 async def record(
-    database: Database, order: NewPayment, client: str, idempotency_key: str | None, terms: Terms
+    database: Database,
+    order: NewPayment,
+    client: str,
+    idempotency_key: str | None,
+    terms: Terms,
+    *,
+    objection: Exception | None = None,
 ) -> tuple[Row, bool]:
     """Insert the payment and commit; return it and True, or the one that the same request made before and False.
 
-    Raises `Conflict` where the refid, the key or the order belongs to another payment; then nothing is written. An
+    Raises `Conflict` where the refid, the key or the order belongs to another payment, and `objection` where the
+    payment would be new; then nothing is written. An
     error on COMMIT is followed by a look whether it landed: only then is it an error of this function, too.
     """
     refid = order.refid or (derived_refid(client, idempotency_key) if idempotency_key else new_refid())
-    mine = _Attempt(refid, client, terms)
+    mine = _Attempt(refid, client, terms, objection)
     async with asyncio.timeout(ANSWER_SECONDS):
         try:
             return await _record(database, order, idempotency_key, mine)
@@ -175,6 +183,8 @@ async def _record(
         row = await _insert(connection, refid, order, mine)
         if row is None:
             return await _existing(connection, refid, order, client, by_key=order.refid is None), False
+        if mine.objection is not None:
+            raise mine.objection
         if order.orderid is not None:
             await _claim_order(connection, client, order.orderid, refid)
     return row, True

@@ -56,14 +56,16 @@ class Payments:
         self._unseen = unseen
         self._breaker = breaker
 
-    async def start(self, order: NewPayment, client: str, idempotency_key: str | None) -> Started:
+    async def start(
+        self, order: NewPayment, client: str, idempotency_key: str | None, objection: Exception | None = None
+    ) -> Started:
         """Record a payment, ask K-Pay for the money once, and return the payment with what K-Pay said.
 
         Promise: the row is committed before K-Pay hears of it, and K-Pay is asked by whoever inserted it and nobody
-        else, ever. Raises `Conflict` where refid, key or order are taken; a database error means that
-        nothing was sent.
+        else, ever. Raises `Conflict` where refid, key or order are taken, and `objection` where the payment would be
+        new (a repetition is answered whatever has changed since); a database error means that nothing was sent.
         """
-        row, fresh = await record(self._database, order, client, idempotency_key, self._terms)
+        row, fresh = await record(self._database, order, client, idempotency_key, self._terms, objection=objection)
         if not fresh:
             return Started(row, fresh=False)
         metrics.PAYMENTS.labels(Status.CREATED, row.pmethod).inc()

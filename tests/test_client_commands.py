@@ -132,3 +132,63 @@ def test_commands_say_what_is_wrong(arguments: tuple[str, ...], words: str, serv
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_where_payers_may_be_sent_is_set_and_unset(service: Service) -> None:
+    """Hosts given with `add` or `redirects` are listed, once each in lower case, and noted; `--any` takes them off."""
+    name = f"sends.{new_refid()}"
+    told(service, "add", name, "--redirect-host", "Shop.Example.RW.", "--redirect-host", "shop.example.rw")
+    assert listed(service, name)["redirect_hosts"] == ["shop.example.rw"]
+    done = run_command(service.env, "clients", "redirects", name, "pay.example.com", "127.0.0.1", "localhost")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{name} may send payers to pay.example.com, 127.0.0.1, localhost from now on\n"
+    assert listed(service, name)["redirect_hosts"] == ["pay.example.com", "127.0.0.1", "localhost"]
+    done = run_command(service.env, "clients", "redirects", name, "--any")
+    assert (done.returncode, done.stdout) == (0, f"{name} may send payers to any host from now on\n")
+    assert listed(service, name)["redirect_hosts"] == []
+    assert listed(service, "shop")["redirect_hosts"] == []
+    history = json.loads(run_command(service.env, "clients", "show", name, "--json").stdout)
+    assert [(each["type"], each["detail"]) for each in history] == [
+        ("added", None),
+        ("redirect_hosts_set", "pay.example.com 127.0.0.1 localhost"),
+        ("redirect_hosts_set", "any"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "https://shop.example.rw",
+            "shop.example.rw/",
+            "shop.example.rw:443",
+            "",
+            "*.example.rw",
+            "user@shop.example.rw",
+        ),
+        *("shop.example.rw..", "2130706433", "sh\u043ep.example.rw", "x" * 254, "a\nb", "192.0.2.7"),
+    ],
+    ids=ascii,
+)
+def test_an_operator_is_told_what_a_host_is(host: str, service: Service) -> None:
+    """A URL, a port, a wild card or nothing is refused in one line, and no client is made or changed."""
+    for option, *command in (
+        ("--redirect-host", "add", "never.made", f"--redirect-host={host}"),
+        ("HOSTS", "redirects", "shop", "shop.example.rw", "--", host),
+    ):
+        done = run_command(service.env, "clients", *command)
+        assert (done.returncode, done.stdout) == (2, "")
+        right = "must be a host's name without scheme, port or path, e.g. shop.example.rw"
+        assert done.stderr == f"kpayd: {option} {right}\n"
+    sql = "SELECT name, redirect_hosts FROM clients WHERE name IN ('shop', 'never.made')"
+    assert [tuple(row) for row in query(service.database_url, sql)] == [("shop", [])]
+
+
+def test_redirects_wants_hosts_or_any(service: Service) -> None:
+    """Neither, both, or a client that is not there is one clear line; an unknown client is another exit code."""
+    for arguments in (("shop",), ("shop", "shop.example.rw", "--any")):
+        done = run_command(service.env, "clients", "redirects", *arguments)
+        assert (done.returncode, done.stderr) == (2, "kpayd: give hosts, or --any\n")
+    done = run_command(service.env, "clients", "redirects", "nobody-has-this", "shop.example.rw")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "there is no client 'nobody-has-this'" in done.stderr

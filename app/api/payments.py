@@ -57,10 +57,11 @@ async def start(
     get no answer at all, repeat the request with the same `refid` or key: nobody is charged twice.
     """
     settings = parts.settings
-    allowed = {"allow_usd": settings.allow_usd, "allow_loopback": settings.is_local}
-    if faults := body.faults(**allowed, redirect_hosts=client.redirect_hosts):
-        raise invalid(faults)
-    started = await parts.payments.start(body.order(), client.name, idempotency_key)
+    faults = body.faults(
+        allow_usd=settings.allow_usd, allow_loopback=settings.is_local, redirect_hosts=client.redirect_hosts
+    )
+    objection = invalid(faults) if faults else None
+    started = await parts.payments.start(body.order(), client.name, idempotency_key, objection)
     response.status_code = 201 if started.fresh else 200
     response.headers["Location"] = f"/v1/payments/{started.payment.refid}"
     row = started.payment

@@ -99,11 +99,12 @@ def list_(json: Json = False) -> None:
         dump([{column: getattr(row, column) for column in _COLUMNS} for row in rows])
         return
     table(
-        ("name", "key used", "old key used", "made", "revoked", "notifications", "scopes"),
+        ("name", "key used", "old key used", "made", "revoked", "notifications", "payers go to", "scopes"),
         [
             (
                 *(row.name, row.key_used_at, row.previous_key_used_at, row.created_at, row.revoked_at),
                 _notified(row.webhook_url, failing=row.webhook_failing_since, disabled=row.webhook_disabled_at),
+                " ".join(row.redirect_hosts) or "any host",
                 " ".join(row.scopes),
             )
             for row in rows
