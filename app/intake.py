@@ -264,6 +264,8 @@ class _Work:
         unserved = is_wake_unserved(self.payment, self._row.next_check_at, evidence.asked_at)
         if unserved and self.payment.status is not Status.SUCCEEDED:
             return
+        if self._is_news_of_nothing_early(evidence):
+            return
         seconds, moved = next_check(self.payment, self._policy.rules, self._row.now, jitter())
         self.payment = moved
         self.values |= {
@@ -271,6 +273,15 @@ class _Work:
             "check_step": moved.check_step,
             "wake_step": moved.wake_step,
         }
+
+    def _is_news_of_nothing_early(self, evidence: Evidence) -> bool:
+        """Whether somebody asked before it was due and learnt nothing: the check that is due stays as it is.
+
+        Else whoever asks often, a payer who looks at a page, would wear the schedule down to its longest pause.
+        """
+        due, asked = self._row.next_check_at, evidence.asked_at
+        early = due is not None and asked is not None and asked < due
+        return early and "status" not in self.values and self.payment.status in OPEN | {Status.EXPIRED}
 
     async def write(self, connection: AsyncConnection) -> Row:
         """Write the row and its new timeline entries."""

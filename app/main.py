@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -116,9 +116,7 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
             unseen=unseen,
             breaker=breaker,
         ),
-        tokens=Tokens(
-            kpay=gateway, merchant=merchant, checkout_hosts=policy.checkout_hosts, unseen=unseen, breaker=breaker
-        ),
+        tokens=Tokens(kpay=gateway, merchant=merchant, checkout_hosts=policy.checkout_hosts, unseen=unseen),
         intake=intake,
         inbox=Inbox(postbacks, bell),
         reconciler=Reconciler(
@@ -168,6 +166,9 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
             log.info("kpayd is up", version=__version__, gateway=settings.gateway, worker=with_worker)
             async with _worker(parts) if with_worker else AsyncExitStack():
                 yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.gateway_timeout + _WRITE_SECONDS):
+                    await parts.reconciler.finish()
             log.info("kpayd is down")
 
     app = FastAPI(

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from cachetools import TTLCache
-from sqlalchemy import ColumnElement, Interval, Text, and_, any_, cast, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Interval, Text, and_, any_, cast, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,6 +35,16 @@ LOOK_EVERY = 0.5
 
 _LEASE_MARGIN = 10.0
 _REST = 2.0
+_LONG_OVER = text("interval '7 days'")
+_MAY_CHANGE = or_(
+    payments.c.status.in_(OPEN),
+    # One that failed and is to be looked at once more has its time for that: asked early, K-Pay may not know it yet.
+    and_(
+        or_(payments.c.status == Status.EXPIRED, payments.c.next_check_at.is_(None)),
+        payments.c.status != Status.SUCCEEDED,
+        payments.c.final_at > func.now() - _LONG_OVER,
+    ),
+)
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 _EXPIRE_AT_ONCE = 100
 
@@ -99,14 +109,16 @@ class Reconciler:
         """Ask K-Pay about a payment whose payer is here, unless it was asked within `spacing` seconds; return after it.
 
         Danger: anybody who has the payer's link can ask for this. So it respects the breaker, takes the lease that
-        a scheduled check takes (all processes together ask once), and where K-Pay says nothing it rests, too.
+        a scheduled check takes (all processes together ask once), rests where K-Pay says nothing, leaves room for
+        the checks that are due, and lets a final payment be after a week.
         """
         looking = self._looking.get(row.refid)
         if looking is None:
-            ours = row.gateway == self._gateway and row.status != Status.SUCCEEDED
-            if not ours or row.refid in self._looked or not self.breaker.room(time.monotonic(), 1):
+            busy = row.refid in self._looked or len(self._looking) >= self._concurrency
+            if busy or row.gateway != self._gateway or not self.breaker.room(time.monotonic(), 1):
                 return
             self._looked[row.refid] = True
+            self.breaker.begun()  # before anything is waited for: of many payers who come at once one may probe
             looking = self._looking[row.refid] = asyncio.create_task(self._look(row.refid, timedelta(seconds=spacing)))
             # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
             looking.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -114,15 +126,22 @@ class Reconciler:
 
     async def _look(self, refid: str, spacing: timedelta) -> None:
         stale = or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - cast(spacing, Interval))
-        wanted = and_(payments.c.refid == refid, payments.c.status != Status.SUCCEEDED, _IS_FREE, stale)
+        wanted = and_(payments.c.refid == refid, _MAY_CHANGE, _IS_FREE, stale)
+        claims: Sequence[Claim] = ()
         try:
             async with self._database.autocommit() as connection:
                 claims = await self._take_leases(connection, wanted)
             for claim in claims:
-                self.breaker.begun()
                 await self._check_claimed(claim)
         finally:
             del self._looking[refid]
+            if not claims:
+                self.breaker.undecided()
+
+    async def finish(self) -> None:
+        """Wait for the answers to what payers have asked: a lease that is left behind keeps others from asking."""
+        if self._looking:
+            await asyncio.wait(self._looking.values())
 
     async def check_now(self, row: Row) -> Row:
         """Ask K-Pay about one payment now, whatever the breaker thinks, and return the payment after that.

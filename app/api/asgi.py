@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from app.api import payer
 from app.api.context import parts_of, remote_address, unauthorized
 from app.api.problems import Problem, unavailable
 from app.database import UNAVAILABLE
@@ -101,14 +102,17 @@ class Authentication:
 
 
 class BodyLimit:
-    """Answers 413 to a body over 64 KiB and 408 to one that is not there in time; hands every other one on whole."""
+    """Answers 413 to a body over 64 KiB and 408 to one that is not there in time; hands every other one on whole.
+
+    What a payer's browser sends is not read at all: nobody may hold a payer's place with a body that does not come.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(payer.PREFIX):
             await self._app(scope, receive, send)
             return
         try:

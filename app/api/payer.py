@@ -7,7 +7,7 @@ browser sends changes a payment.
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
@@ -16,7 +16,7 @@ from fastapi.sse import format_sse_event
 from app import metrics, reads
 from app.api import pages
 from app.api.context import Context, parts_of
-from app.api.stream import HEARTBEAT, Put, Stream
+from app.api.stream import HEARTBEAT, Put, Stream, come_back
 from app.api.waiting import reread
 from app.api.words import Words, asked_for
 from app.bell import Ring, of_payment
@@ -35,8 +35,9 @@ _ANSWER_SECONDS = 2.0
 _ASK_AGAIN = 2.0
 """Seconds between two questions that arriving can bring about."""
 _ASK_EVERY = 5.0
-"""Seconds between two questions of an open page; more the older the payment is."""
-_PATIENCE = 20
+"""Seconds between two questions of an open page."""
+_ARRIVALS, _QUESTIONS = 200, 20
+"""Into so many parts a payment's age is cut: no two arrivals, or questions of its page, ask in less than one."""
 _NEWS_SECONDS = 600.0
 """How long one stream of news lives; a browser comes back by itself."""
 _LONGEST_WAIT = 86_400
@@ -47,8 +48,6 @@ async def way_back(request: Request) -> Response:
 
     Arriving has K-Pay asked, unless it was just now. A browser that was sent here by POST comes again by GET.
     """
-    if request.method == "POST":
-        return _see_other(request.url.path)
     answer, response = await _answer(request, _words(request))
     metrics.PAYERS.labels(answer).inc()
     return response
@@ -64,20 +63,23 @@ async def _answer(request: Request, words: Words) -> tuple[str, Response]:
     refid = _authentic_refid(request, parts)
     if refid is None:
         return "wrong_mac", pages.not_valid(words)
+    if request.method == "POST":
+        return "post", _see_other(f"./{request.path_params['mac']}")  # relative: a proxy may have taken a prefix away
     try:
         row = await _look(parts, refid)
     except UNAVAILABLE:
         return "unavailable", pages.busy(words)
-    if row is None:
-        return "unknown", pages.not_valid(words)
+    return ("unknown", pages.not_valid(words)) if row is None else _about(row, request, words)
+
+
+def _about(row: Row, request: Request, words: Words) -> tuple[str, Response]:
     if not row.redirecturl:  # its personal data was taken out (app.retention)
         return "over", pages.over(words)
     if row.status in FINAL:
         return "sent_on", _see_other(way_on(row))
-    merchant = parts.settings.merchant_name or urlsplit(row.redirecturl).hostname or ""
-    waited = _waited(request)
-    shown = pages.Shown.of(row, words, merchant=merchant, way_on=way_on(row), waited=waited)
-    return "waiting", pages.waiting(shown, words, waited=waited)
+    merchant = parts_of(request).settings.merchant_name or urlsplit(row.redirecturl).hostname or ""
+    shown = pages.Shown.of(row, words, merchant=merchant, way_on=way_on(row), waited=_waited(request))
+    return "waiting", pages.waiting(shown, words)
 
 
 async def news(request: Request) -> Response:
@@ -86,7 +88,7 @@ async def news(request: Request) -> Response:
     refid = _authentic_refid(request, parts)
     if refid is None:
         return pages.not_valid(_words(request))
-    return News(parts, refid)
+    return News(parts, refid) if request.method == "GET" else Response(media_type=News.media_type)
 
 
 class News(Stream):
@@ -98,6 +100,7 @@ class News(Stream):
 
     async def send_all(self, put: Put, rung: Ring, leaving: asyncio.Task[None]) -> None:
         """Put a heartbeat every few seconds, and the one event."""
+        await put(come_back())
         clock = asyncio.get_running_loop().time
         until = clock() + _NEWS_SECONDS
         while not leaving.done() and not self._parts.stopping.is_set() and clock() < until:
@@ -106,7 +109,8 @@ class News(Stream):
                 if row is None or row.status in FINAL:
                     await put(format_sse_event(event="final", data_str=""))
                     return
-                await self._parts.reconciler.look(row, _spacing(row))
+                async with asyncio.timeout(_ANSWER_SECONDS):  # the question goes on, and rings when it is answered
+                    await self._parts.reconciler.look(row, max(_ASK_EVERY, _age(row) / _QUESTIONS))
             await put(HEARTBEAT)
             await rung.within(_ASK_EVERY)
 
@@ -117,7 +121,8 @@ def way_on(row: Row) -> str:
     All the rest of it is as the caller wrote it.
     """
     parts = urlsplit(str(row.redirecturl))
-    kept = [pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] not in ("refid", "status")]
+    ours = ("refid", "status")
+    kept = [pair for pair in parts.query.split("&") if pair and unquote_plus(pair.partition("=")[0]) not in ours]
     query = "&".join([*kept, f"refid={row.refid}", f"status={row.status}"])
     return urlunsplit(parts._replace(query=query))
 
@@ -126,13 +131,13 @@ async def _look(parts: Context, refid: str) -> Row | None:
     """Return the payment after K-Pay was asked, where that brings an answer in time."""
     with parts.bell.listen(of_payment(refid)) as changed:
         row = await reads.one(parts.database, refid)
-        if row is None:
-            return None
+        if row is None or not row.redirecturl:
+            return row
         with suppress(TimeoutError):  # the question goes on; the page hears of its answer
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await parts.reconciler.look(row, _ASK_AGAIN)
+                await parts.reconciler.look(row, max(_ASK_AGAIN, _age(row) / _ARRIVALS))
                 row = await reads.one(parts.database, refid) or row
-                while row.status not in FINAL and _is_being_asked(row):
+                while row.status not in FINAL and _is_being_asked(row) and not parts.reconciler.breaker.is_open:
                     await changed.within(_ANSWER_SECONDS)
                     row = await reads.one(parts.database, refid) or row
         return row
@@ -144,7 +149,8 @@ def _words(request: Request) -> Words:
 
 def _is_being_asked(row: Row) -> bool:
     """Whether another process is asking K-Pay, or a postback has just asked for that."""
-    return row.leased_until is not None or row.wake_step == 0
+    leased_until: datetime | None = row.leased_until
+    return (leased_until is not None and leased_until > datetime.now(UTC)) or row.wake_step == 0
 
 
 def _authentic_refid(request: Request, parts: Context) -> str | None:
@@ -157,9 +163,9 @@ def _see_other(url: str) -> Response:
     return RedirectResponse(url, 303, headers)
 
 
-def _spacing(row: Row) -> float:
-    age: float = (datetime.now(UTC) - row.created_at).total_seconds()
-    return max(_ASK_EVERY, age / _PATIENCE)
+def _age(row: Row) -> float:
+    seconds: float = (datetime.now(UTC) - row.created_at).total_seconds()
+    return seconds
 
 
 def _waited(request: Request) -> int:

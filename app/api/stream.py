@@ -31,6 +31,11 @@ _COME_BACK_MILLISECONDS = 1_000
 HEARTBEAT = b": \n\n"
 
 
+def come_back() -> bytes:
+    """Return what tells a reader when to connect again: not all at once, since after a restart thousands do."""
+    return format_sse_event(retry=_COME_BACK_MILLISECONDS + secrets.randbelow(2 * _COME_BACK_MILLISECONDS))
+
+
 class Stream(Response):
     """A stream that rings for `name`: `send_all` puts what there is, until the reader goes or we stop."""
 
@@ -82,8 +87,7 @@ class EventStream(Stream):
 
     async def send_all(self, put: Put, rung: Ring, leaving: asyncio.Task[None]) -> None:
         """Put page after page; wait for the feed to grow where there is none."""
-        # Not all at once: after a restart thousands come back.
-        await put(format_sse_event(retry=_COME_BACK_MILLISECONDS + secrets.randbelow(2 * _COME_BACK_MILLISECONDS)))
+        await put(come_back())
         while not (leaving.done() or self._parts.stopping.is_set()):
             try:
                 if not await still_valid(self._request, self._parts):

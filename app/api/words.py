@@ -90,7 +90,7 @@ def _wish(part: str) -> tuple[str, float]:
     """Return a language without its region, and how much it is wished for."""
     tag, _, weight = part.partition(";")
     try:
-        wished = float(weight.strip().removeprefix("q=") or 1)
+        wished = float(weight.strip().lower().removeprefix("q=") or 1)
     except ValueError:
         wished = 0.0
     return tag.strip().lower().split("-")[0], wished

@@ -51,18 +51,23 @@ class Shown:
     amount: str
     merchant: str
     way_on: str
-    seconds_left: int
+    waited: int
+
+    @property
+    def seconds_left(self) -> int:
+        """In how many seconds the way on is offered."""
+        return max(0, WAY_ON_SECONDS - self.waited)
 
     @classmethod
     def of(cls, row: Row, words: Words, *, merchant: str, way_on: str, waited: int) -> "Shown":
         """Return what is shown to a payer who has waited for so many seconds."""
         amount = f"{row.amount:,}".replace(",", words.thousands)
-        return cls(f"{amount}\u00a0{row.currency}", merchant, way_on, max(0, WAY_ON_SECONDS - waited))
+        return cls(f"{amount}\u00a0{row.currency}", merchant, way_on, waited)
 
 
-def waiting(shown: Shown, words: Words, *, waited: int) -> HTMLResponse:
+def waiting(shown: Shown, words: Words) -> HTMLResponse:
     """Return the page of a payment that is not over; it looks again by itself, without a script, too."""
-    refresh = f"{REFRESH_SECONDS}; url=?waited={waited + REFRESH_SECONDS}"
+    refresh = f"{REFRESH_SECONDS}; url=?waited={shown.waited + REFRESH_SECONDS}"
     return _page(words, words.waiting, (words.approve, words.goes_on), payment=shown, refresh=refresh, script=True)
 
 
