@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from app.dev.postgres import EmbeddedPostgres, running
 from app.schema import migrate
 from tests.fault_table import Results
-from tests.support import Service, Simulator, create_database, run_service, run_simulator
+from tests.given import Given, Postgres
+from tests.statements.plugin import Lint
+from tests.support import Service, Simulator, create_database, query, run_service, run_simulator
 
 QUICK = {
     "CHECK_SCHEDULE": "0.3,0.5,1,1",
@@ -21,18 +24,35 @@ QUICK = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take the option that writes the fault table."""
+    """Take the options: where the databases are, and where the fault table is written."""
+    parser.addoption("--database-url", metavar="URL", help="run on this PostgreSQL; its user must be a superuser")
+    parser.addoption(
+        "--database-pooler", metavar="URL", help="a transaction-pooling pgbouncer before it, to go through"
+    )
     parser.addoption("--fault-table", type=Path, metavar="FILE", help="write the table of faults and how they went")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note how the tests of faults go."""
+    """Note how the tests of faults go, and which statements are sent."""
+    if config.getoption("--database-pooler") and not config.getoption("--database-url"):
+        raise pytest.UsageError("--database-pooler: which PostgreSQL is behind it? give --database-url, too")
     config.pluginmanager.register(Results(config.getoption("--fault-table")), "fault-table")
+    config.pluginmanager.register(Lint(), "statements")
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
-    """Run one server for all tests, its databases made from a migrated template.
+def postgres(pytestconfig: pytest.Config) -> Iterator[Postgres]:
+    """Run one server for all tests, or use the one that is given; its databases are made from a migrated template."""
+    url, pooler = pytestconfig.getoption("--database-url"), pytestconfig.getoption("--database-pooler")
+    with given(url, pooler) if url else embedded() as server:
+        create_database(server, "kpayd_template", template="template0")
+        migrate(server.url_of("kpayd_template"))
+        yield server
+
+
+@contextmanager
+def embedded() -> Iterator[EmbeddedPostgres]:
+    """Run a server.
 
     Not in pytest's own folder: every run of pytest closes that to others, and as root the server runs as nobody.
     """
@@ -40,13 +60,22 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         folder = Path(name)
         folder.chmod(0o711)
         with running(folder / "data", ["-c", "max_connections=300"]) as server:
-            create_database(server, "kpayd_template", template="template0")
-            migrate(server.url_of("kpayd_template"))
             yield server
 
 
+@contextmanager
+def given(url: str, pooler: str | None) -> Iterator[Given]:
+    """Use a server that is there, and drop what was made on it."""
+    server = Given(url, pooler)
+    try:
+        yield server
+    finally:
+        for name in server.made.values():
+            query(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
 @pytest.fixture(scope="session")
-def new_database(postgres: EmbeddedPostgres) -> Callable[[], str]:
+def new_database(postgres: Postgres) -> Callable[[], str]:
     """Return a maker of fresh migrated databases; it returns their URLs."""
     made = iter(range(1_000_000))
 

@@ -23,10 +23,11 @@ import httpx2
 from app.clients import ClientError, Clients
 from app.database import async_url, open_database
 from app.dev.laptop import free_port
-from app.dev.postgres import EmbeddedPostgres
 from app.domain import Scope
 from app.macs import RETURL, Macs
+from app.schema import migrate
 from app.settings import environment
+from tests.given import Postgres, name_of, reaching
 
 SECRET_KEY = "k" * 40
 START_SECONDS = 30
@@ -47,9 +48,20 @@ def query(url: str, sql: str, *arguments: object) -> list[Any]:
     return asyncio.run(run())
 
 
-def create_database(server: EmbeddedPostgres, name: str, *, template: str) -> None:
-    """Make a database on `server`."""
-    query(server.url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+def create_database(server: Postgres, name: str, *, template: str) -> None:
+    """Make a database on `server`: `template0` makes an empty one.
+
+    A Citus coordinator is connected to each of its databases, so that none can be copied: there each is migrated.
+    """
+    url = server.url_of(name)
+    if query(server.url, "SELECT 1 FROM pg_extension WHERE extname = 'citus'"):
+        query(server.url, f'CREATE DATABASE "{name_of(url)}"')
+        query(url, "CREATE EXTENSION IF NOT EXISTS citus")
+        if template != "template0":
+            migrate(url)
+    else:
+        copied = template if template == "template0" else name_of(server.url_of(template))
+        query(server.url, f'CREATE DATABASE "{name_of(url)}" TEMPLATE "{copied}"')
 
 
 def eventually(seen: Callable[[], Any], *, seconds: float = 15, every: float = 0.1) -> Any:  # noqa: ANN401 - what `seen` returns
@@ -236,7 +248,7 @@ def run_simulator(folder: Path, *, payer_delay: float = 0.3) -> Iterator[Simulat
 def settings(database_url: str, gateway_url: str, port: int, more: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a service."""
     own = {
-        "DATABASE_URL": database_url,
+        **reaching(database_url),
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
         "GATEWAY_URL": gateway_url,
         "GATEWAY_USERNAME": "kpay",

@@ -17,13 +17,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.dev.postgres import EmbeddedPostgres
 from app.macs import RETURL, Macs
 from app.orders import derived_refid
 from bench.chaos import gathered
 from bench.history import converged, violations
 from tests.conftest import QUICK
 from tests.faults.victims import CLIENT, ON_HOLD, Chain, Point, points, running_chain
+from tests.given import Postgres
 from tests.support import SECRET_KEY, Simulator, eventually, new_refid, payment, query, run_service
 
 SEED = int(os.environ.get("KPAYD_TEST_SEED", "34"))
@@ -199,7 +199,7 @@ CHAINS: Sequence[Sequence[type[Scenario]]] = (
 
 @pytest.mark.timeout(600)
 def test_fault_34_killed_at_every_step_of_a_start_a_postback_and_a_check(
-    tmp_path: Path, new_database: Callable[[], str], postgres: EmbeddedPostgres, simulator: Simulator
+    tmp_path: Path, new_database: Callable[[], str], postgres: Postgres, simulator: Simulator
 ) -> None:
     """Killed at any step of a start, a postback or a check: one charge at most, nothing lost, K-Pay's truth in the end.
 

@@ -18,10 +18,10 @@ import pytest
 from alembic import command
 
 from app.dev.laptop import free_port
-from app.dev.postgres import EmbeddedPostgres
 from app.schema import Schema, _config
 from app.settings import environment
 from tests.conftest import QUICK
+from tests.given import Postgres
 from tests.proxy import Proxy, running_proxy
 from tests.support import (
     Service,
@@ -194,12 +194,16 @@ def old_service(code: Path, folder: Path, url: str, simulator: Simulator) -> Ite
 
 @contextmanager
 def idle_reader(url: str) -> Iterator[None]:
-    """Hold tables open for reading in a transaction that does nothing, as somebody's forgotten session does."""
+    """Hold tables open in a transaction that does nothing, as somebody's forgotten session does.
+
+    It has read them, and holds the lock of a VACUUM, too: a migration that a reader does not hold up waits for that.
+    """
     script = (
         "import asyncio, asyncpg, sys\n"
         "async def main():\n"
         "    c = await asyncpg.connect(sys.argv[1])\n"
         "    await c.execute('BEGIN; SELECT 1 FROM payments, events, clients LIMIT 1')\n"
+        "    await c.execute('LOCK TABLE payments, events, clients IN SHARE UPDATE EXCLUSIVE MODE')\n"
         "    print('reading', flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
@@ -215,7 +219,7 @@ def idle_reader(url: str) -> Iterator[None]:
 
 @pytest.mark.timeout(240)
 def test_fault_47_a_migration_stands_in_nobodys_way(
-    code_before: Path, postgres: EmbeddedPostgres, simulator: Simulator, tmp_path: Path
+    code_before: Path, postgres: Postgres, simulator: Simulator, tmp_path: Path
 ) -> None:
     """While a migration waits behind an idle reader, the code before serves on as if nothing were; then it is done."""
     url = at_schema_of(code_before, postgres, "kpayd_migrating")
@@ -241,7 +245,7 @@ def test_fault_47_a_migration_stands_in_nobodys_way(
 
 @pytest.mark.timeout(240)
 def test_fault_48_the_code_before_runs_on_the_schema_after(
-    code_before: Path, postgres: EmbeddedPostgres, simulator: Simulator, tmp_path: Path
+    code_before: Path, postgres: Postgres, simulator: Simulator, tmp_path: Path
 ) -> None:
     """Old and new code serve one database of the new schema: each starts payments and reads and checks the other's."""
     create_database(postgres, "kpayd_both", template="kpayd_template")
@@ -266,7 +270,7 @@ def test_fault_48_the_code_before_runs_on_the_schema_after(
 NUMBERS = ("250780000000", "250780000001", "250780000010")
 
 
-def at_schema_of(code: Path, postgres: EmbeddedPostgres, name: str) -> str:
+def at_schema_of(code: Path, postgres: Postgres, name: str) -> str:
     """Make a database at the newest schema that `code` knows."""
     known = max(path.name.partition("_")[0] for path in (code / "migrations" / "versions").glob("[0-9]*.py"))
     create_database(postgres, name, template="kpayd_template")

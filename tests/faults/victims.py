@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -25,11 +24,11 @@ from app.cli import main
 from app.clients import Clients
 from app.database import TELLING, open_database
 from app.dev.laptop import free_port
-from app.dev.postgres import EmbeddedPostgres
 from app.domain import Scope
 from app.settings import environment
 from bench.history import Call, reply_of
 from tests.conftest import QUICK
+from tests.given import Postgres, through, upstream
 from tests.proxy import Direction, Watch, running_proxy
 from tests.support import Json, Simulator, eventually, payment, settings
 
@@ -170,8 +169,7 @@ class Chain:
         """Start a service, its connections through the trap or past it, and wait until it answers."""
         database, gateway = self.database_url, f"{self.simulator.url}/"
         if trapped:
-            name = urlsplit(self.database_url).path
-            database = f"postgresql://postgres@127.0.0.1:{self.links['PostgreSQL']}{name}"
+            database = through(self.database_url, self.links["PostgreSQL"])
             gateway = f"http://127.0.0.1:{self.links['K-Pay']}/"
         env = settings(database, gateway, self.port, QUICK | dict(more or {}))
         if arguments[0] == "serve":
@@ -222,13 +220,13 @@ class Chain:
 
 @contextlib.contextmanager
 def running_chain(
-    folder: Path, database_url: str, postgres: EmbeddedPostgres, simulator: Simulator, seed: int
+    folder: Path, database_url: str, postgres: Postgres, simulator: Simulator, seed: int
 ) -> Iterator[Chain]:
     """Yield a chain with its two proxies."""
     folder.mkdir()
     trap = Trap()
     port = int(simulator.url.rsplit(":", 1)[1])
-    with running_proxy(str(postgres.socket)) as database, running_proxy(("127.0.0.1", port)) as gateway:
+    with running_proxy(upstream(postgres)) as database, running_proxy(("127.0.0.1", port)) as gateway:
         database.watch, gateway.watch = trap.watch("PostgreSQL"), trap.watch("K-Pay")
         database.passes_over = TELLING.encode()
         links = {"PostgreSQL": database.port, "K-Pay": gateway.port}

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from app.dev.postgres import EmbeddedPostgres
 from tests.conftest import QUICK
+from tests.given import Postgres
 from tests.support import (
     Json,
     Service,
@@ -131,7 +131,7 @@ def test_fault_08_not_paid_and_then_paid(believing: Service) -> None:
 
 
 @contextmanager
-def out_of_reach(postgres: EmbeddedPostgres, service: Service) -> Iterator[None]:
+def out_of_reach(postgres: Postgres, service: Service) -> Iterator[None]:
     """Let nobody into the service's database until the block ends."""
     name = urlsplit(service.database_url).path[1:]
     query(postgres.url, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
@@ -143,7 +143,7 @@ def out_of_reach(postgres: EmbeddedPostgres, service: Service) -> Iterator[None]
 
 
 def test_fault_23_nothing_is_acknowledged_without_a_database(
-    believing: Service, postgres: EmbeddedPostgres, simulator: Simulator
+    believing: Service, postgres: Postgres, simulator: Simulator
 ) -> None:
     """While the database is out of reach a postback is 503, so that K-Pay comes again, and no payment is started."""
     begun, asked = believing.start(NEVER_ACTS), payment(refid=new_refid())

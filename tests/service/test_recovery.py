@@ -144,7 +144,7 @@ def test_fault_09_time_runs_out_and_a_late_truth_is_still_taken(
         assert service.read(late, wait=10)["status"] == "expired"
         assert service.events(late)[-1]["source"] == "clock"
         due = "SELECT next_check_at - now() BETWEEN '20 h' AND '28 h' AS good FROM payments WHERE refid = $1"
-        assert query(database, due, silent)[0]["good"]
+        assert eventually(lambda: query(database, due, silent)[0]["good"])
         own_simulator.settle(late, "01")
         assert eventually(lambda: service.read(late)["status"] == "succeeded")
         assert service.read(late)["needs_review"] is False
