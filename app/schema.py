@@ -38,5 +38,10 @@ class Schema:
 
 
 def migrate(url: str) -> None:
-    """Bring the database to the newest schema, as `alembic upgrade head` does (migrations/env.py)."""
-    command.upgrade(_config(url), "head")
+    """Bring the database to the newest schema, as `alembic upgrade head` does (migrations/env.py).
+
+    On a Citus cluster it then places the tables (app.cluster).
+    """
+    config = _config(url)
+    config.attributes["place"] = True
+    command.upgrade(config, "head")

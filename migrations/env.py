@@ -11,6 +11,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from app.cluster import place
 from app.database import make_engine, sqlstate
 from app.models import metadata
 from app.settings import DatabaseSettings, load
@@ -33,6 +34,8 @@ def run(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+    if context.config.attributes.get("place"):
+        place(connection)
 
 
 def is_taken(exc: Exception) -> bool:
