@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import BaseSchema, GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
@@ -53,7 +53,11 @@ REFUSES_UNKNOWN_PARAMETERS = frozenset(
         "GET /v1/deliveries",
     }
 )
-LIKELY = payment(PAID_AT_ONCE, amount=None, bankid="63510") | {"cnumber": None, "logourl": None, "currency": "RWF"}
+LIKELY = {
+    "POST /v1/payments": payment(PAID_AT_ONCE, amount=None, bankid="63510")
+    | {"cnumber": None, "logourl": None, "currency": "RWF"},
+    "POST /v1/tokens": {"msisdn": PAID_AT_ONCE, "email": "ikaneza@example.rw"},
+}
 """What no document can say in full: phone numbers, e-mail addresses, URLs, which bank goes with which method."""
 LONGEST = 10.0
 """Seconds that any answer may take."""
@@ -151,6 +155,11 @@ def test_every_limit_of_the_document_is_the_services(label: str, documented: Doc
     assert seen & {200, 201, 404}
 
 
+def _is_sent_as_its_item(value: object) -> bool:
+    """Whether a query's value is forbidden as a list, but nobody can tell that from what is sent of it."""
+    return isinstance(value, list) and len(value) <= 1
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("label", WITH_INPUT)
 def test_what_is_answered_is_what_the_document_says(label: str, mode: str, documented: Documented) -> None:
@@ -167,7 +176,8 @@ def test_what_is_answered_is_what_the_document_says(label: str, mode: str, docum
     @given(cases, st.sampled_from([True, True, False]))
     def answered(case: Case, likely: bool) -> None:  # noqa: FBT001 - hypothesis gives it
         if likely and mode == "allowed" and isinstance(case.body, dict):
-            case.body |= LIKELY
+            case.body |= LIKELY.get(label, {})
+        assume(mode == "allowed" or not any(map(_is_sent_as_its_item, case.query.values())))
         seen.add(documented.status_of(case, ignored_auth))  # so many wrong keys are 429
 
     answered()
