@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from app.kpay import codes
-from app.kpay.wire import Message, decode
+from app.kpay.wire import MAX_VALUE, Message, decode
 
 UNDERSTOOD = "application/x-kpayd-understood+json"
 """The content type of a body in whose place stands what was understood of it."""
@@ -21,7 +21,7 @@ UNDERSTOOD = "application/x-kpayd-understood+json"
 _BLOT = "***"
 _WORDS = ("statusdesc", "reply", "url")
 _CODES = ("statusid", "retcode")
-_IDS = ("tid", "momtransactionid", "payaccount")
+_IDS = ("tid", "momtransactionid")
 _DEPTH = 3
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 
@@ -37,10 +37,16 @@ _READINGS: tuple[Callable[[str], str], ...] = (_unescaped, unquote_plus, html.un
 
 
 class Card:
-    """What must not be repeated: the token anywhere, the cvv where no digit stands beside it."""
+    """What must not be repeated: the token anywhere, the cvv, as text or as a number, where no digit stands beside it.
+
+    An id often holds the digits by chance: it is dropped where it holds the token, or is the cvv.
+    """
 
     def __init__(self, token: str, cvv: str) -> None:
-        self._pattern = re.compile(f"{re.escape(token)}|(?<![0-9]){re.escape(cvv)}(?![0-9])")
+        self._token = token
+        self._longest = max(len(token), len(cvv))
+        digits = f"{cvv}|{cvv.lstrip('0') or '0'}"
+        self._pattern = re.compile(f"{re.escape(token)}|(?<![0-9])(?:{digits})(?![0-9])")
 
     def is_in(self, body: bytes, content_type: str) -> bool:
         """Whether some way of reading the body, or its content type, brings the card back."""
@@ -59,15 +65,18 @@ class Card:
             changes[name] = said if said in codes.KNOWN else self._blotted(said)
         for name in _IDS:
             said = getattr(message, name)
-            changes[name] = None if said and self._pattern.fullmatch(said) else said
+            changes[name] = None if said and (self._token in said or self._pattern.fullmatch(said)) else said
+        if message.payaccount and self._pattern.search(message.payaccount):
+            changes["payaccount"] = None
         return replace(message, **changes, unseen=tuple(self._pattern.sub(_BLOT, name) for name in message.unseen))
 
     def _blotted(self, said: str | None) -> str | None:
-        return said and self._pattern.sub(_BLOT, said)
+        # What was cut short may end within the token.
+        return said and self._pattern.sub(_BLOT, said[: -self._longest] if len(said) == MAX_VALUE else said)
 
 
 def understood(message: Message | None) -> bytes:
     """Return what was understood of an answer, as a body to keep in the place of its own."""
-    names = (*_IDS, *_CODES, *_WORDS, "success")
+    names = (*_IDS, "payaccount", *_CODES, *_WORDS, "success")
     said = {name: getattr(message, name) for name in names if message is not None}
     return json.dumps({name: value for name, value in said.items() if value is not None}).encode()

@@ -1,6 +1,7 @@
 """What the browser's tests need beside the service and K-Pay: a merchant's site, and looks at how a payment went."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,17 @@ class Merchant:
 
     url: str = ""
     got: list[str] = field(default_factory=list)
+    pause: float = 0.0
+    """Seconds that its page takes."""
+
+    @contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Let its page take its time."""
+        self.pause = seconds
+        try:
+            yield
+        finally:
+            self.pause = 0.0
 
     def landed(self, refid: str) -> list[dict[str, str]]:
         """Return the queries with which payers of this payment came to the merchant's page."""
@@ -46,6 +58,7 @@ def run_merchant() -> Iterator[Merchant]:
 
         def do_GET(self) -> None:
             merchant.got.append(self.path)
+            time.sleep(merchant.pause)
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.send_header("Content-Length", str(len(THANKS)))

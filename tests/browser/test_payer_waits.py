@@ -101,6 +101,32 @@ def test_the_way_on_comes_where_there_is_no_stream(page: Page, shop: Shop) -> No
     shop.still_open(sold["refid"])
 
 
+SLOW = 7.5
+"""Seconds: longer than a stream takes to come again, and than a page waits that has none."""
+
+
+def test_a_slow_merchant_is_waited_for(page: Page, shop: Shop) -> None:
+    """The page sets out once: a merchant whose page takes its time is asked for it once, and shows it."""
+    sold = shop.sell()
+    page.goto(shop.link(sold["refid"]))
+    expect(page.get_by_role("heading")).to_have_text(WAITING)
+    with shop.merchant.slow(SLOW):
+        shop.simulator.settle(sold["refid"], "01")
+        shop.comes_home(page, sold["refid"], "succeeded")
+    shop.ended(sold["refid"], "succeeded")
+
+
+def test_a_slow_merchant_is_waited_for_after_a_click(page: Page, shop: Shop) -> None:
+    """Who takes the way on is not called back by a page that would have looked again meanwhile."""
+    sold = shop.sell()
+    page.route("**/news", lambda route: route.fulfill(status=502, body="no streams here"))
+    page.goto(f"{shop.link(sold['refid'])}?waited=40")
+    with shop.merchant.slow(SLOW):
+        page.get_by_role("status").get_by_role("link").click(no_wait_after=True)
+        shop.comes_home(page, sold["refid"], "pending")
+    shop.still_open(sold["refid"])
+
+
 def test_it_is_one_light_page_from_one_host(open_tab: Opener, shop: Shop) -> None:
     """One document, one stream and no other request; under 30 kB all told; nothing that the browser complains of."""
     sold, page = shop.sell(), open_tab()

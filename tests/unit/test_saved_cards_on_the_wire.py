@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from app.kpay import request
 from app.kpay.client import Answer, InDoubt, NotSent, connect
 from app.kpay.discreet import UNDERSTOOD
+from app.kpay.wire import MAX_VALUE
 
 from .servers import Behaviour, Server, bound, dribbles, is_silent, resets, says, sends, serving, then_close, until
 
@@ -307,12 +308,38 @@ async def test_a_pattern_in_a_token_is_only_text() -> None:
     assert json.loads(answer.body) == {"statusdesc": "***, no", "tid": "A1"}
 
 
-@pytest.mark.parametrize("told", [{"tid": CVV}, {"momtransactionid": TOKEN}, {"payaccount": CVV}], ids=str)
+CARD_FOR_AN_ID = (
+    *({"tid": CVV}, {"momtransactionid": TOKEN}, {"payaccount": CVV}),
+    *({"tid": f"X-{TOKEN}"}, {"payaccount": f"{TOKEN}/VISA"}, {"payaccount": f"card 4111, {CVV}"}),
+)
+
+
+@pytest.mark.parametrize("told", CARD_FOR_AN_ID, ids=str)
 async def test_an_id_that_is_the_card_is_none(told: dict[str, str]) -> None:
-    """Where an id is the cvv or the token, no id was said."""
+    """Where an id is the cvv, or holds the token, no id was said; nor an account that holds the cvv."""
     answer = await heard(json.dumps({"refid": "R1", "retcode": 0, **told}).encode(), "application/json")
     assert answer.message is not None
     assert {name: getattr(answer.message, name) for name in told} == dict.fromkeys(told)
+
+
+@pytest.mark.parametrize("room", [len(TOKEN) - 1, 5, 2])
+async def test_fault_53_a_token_that_is_cut_is_blotted_out(room: int) -> None:
+    """Words that were cut within the token or the cvv keep no part of them."""
+    for secret in (TOKEN, CVV):
+        cut = min(room, len(secret) - 1)
+        answer = await heard(json.dumps({"statusdesc": "x" * (MAX_VALUE - cut) + secret}).encode(), "application/json")
+        assert answer.message is not None
+        assert answer.message.statusdesc == "x" * (MAX_VALUE - max(len(TOKEN), len(CVV)))
+        assert secret[:cut].encode() not in answer.body
+
+
+@pytest.mark.parametrize(("cvv", "said"), [("012", '"cvv":12'), ("007", '"statusdesc":"cvv 7?"'), ("0012", '"x":[12]')])
+async def test_fault_53_a_cvv_as_a_number_is_blotted_out(cvv: str, said: str) -> None:
+    """A cvv that is repeated as a number, without the zeros before it, is taken out, too."""
+    card = request.SavedCard(CARD.token, SecretStr(cvv))
+    answer = await heard(f'{{"tid":"A1",{said}}}'.encode(), "application/json", card)
+    assert answer.content_type == UNDERSTOOD
+    assert cvv.lstrip("0").encode() not in answer.body.replace(b"A1", b"")
 
 
 async def test_utf_16_and_a_content_type_repeat_nothing() -> None:
