@@ -40,7 +40,7 @@ class Schema:
 def migrate(url: str) -> None:
     """Bring the database to the newest schema, as `alembic upgrade head` does (migrations/env.py).
 
-    On a Citus cluster it then places the tables (app.cluster).
+    On a Citus cluster it then places the tables (app.cluster), which `alembic` by itself does not.
     """
     config = _config(url)
     config.attributes["place"] = True

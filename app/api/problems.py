@@ -69,7 +69,7 @@ _MEANINGS = {
     502: "K-Pay answered and did not do it; `detail` has its words and `retcode` its code",
     503: "Behind, or the database or K-Pay is out of reach: nothing was sent to K-Pay. Send the same again after "
     "`Retry-After`",
-    504: "K-Pay did not answer in time; asking again does no harm",
+    504: "K-Pay gave no answer, or none in time; asking again does no harm",
 }
 _REFID = "order-1042-1"
 _EXAMPLES: dict[str, tuple[int, str, dict[str, Any]]] = {

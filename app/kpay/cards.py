@@ -47,7 +47,7 @@ def of_addtoken(message: Message | None, http_status: int = 200) -> Page | Refus
 def of_tokenlist(message: Message | None, http_status: int = 200) -> Sequence[Card] | Refusal:
     """Read the answer to a `tokenlist`; a card without a token is left out, since nobody can pay by it.
 
-    "No cards" is what K-Pay says, never what an answer that says nothing is taken for.
+    An answer that accepts and lists nothing is a payer without cards; one that does not accept is a refusal.
     """
     if message is None:
         return _UNREADABLE
