@@ -113,8 +113,11 @@ class Payment(BaseModel):
             retcode=columns["failure_retcode"],
             retryable=code in RETRYABLE,
         )
-        known = {name: columns[name] for name in cls.model_fields if name in columns}
-        return cls(**known, failure=failure, needs_review=bool(columns["review_reasons"]))
+        recorded = {name: columns[name] for name in _RECORDED}
+        return cls(**recorded, failure=failure, needs_review=bool(columns["review_reasons"]))
+
+
+_RECORDED = [name for name in Payment.model_fields if name not in {"failure", "needs_review"}]
 
 
 class Event(BaseModel):

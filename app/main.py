@@ -41,6 +41,7 @@ from app.notify import Policy as NotifyPolicy
 from app.orders import Terms
 from app.payments import Payments
 from app.publish import Publisher
+from app.reads import Lookup
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import LOOPBACK, Settings, is_loopback, load
@@ -104,6 +105,7 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
     return Context(
         settings=settings,
         database=api,
+        lookup=Lookup(api),
         clients=Clients(api),
         payments=Payments(
             database=api,
@@ -186,11 +188,11 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.add_middleware(Admission)
     app.add_middleware(Farewell)
     app.add_middleware(CorrelationIdMiddleware)
+    app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)  # first: routes are tried in their order
     app.include_router(payments_api.router)
     app.include_router(tokens_api.router)
     app.include_router(events_api.router)
     app.include_router(health.router)
-    app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)
     app.add_route(payer.PATH, payer.way_back, methods=["GET", "POST"], include_in_schema=False)
     app.add_route(payer.NEWS_PATH, payer.news, methods=["GET"], include_in_schema=False)
     return app

@@ -1,21 +1,26 @@
 """Reading: one payment, a page of payments, a timeline. A client reads its own only; None reads all (an operator)."""
 
+import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, bindparam, cast, select, tuple_
+from sqlalchemy import Select, any_, bindparam, cast, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Text
 
-from app.database import Database
+from app.database import ANSWER_SECONDS, Database
 from app.models import Row, events, payments
 
 MOST = 100
+MOST_AT_ONCE = 256
+"""Payments that one statement looks up."""
 
+_STATEMENTS = 2
+"""Look-ups under way at once: while one is answered the next one is on its way."""
 _YEARS = range(2000, 9000)
 
 
@@ -58,14 +63,56 @@ class Page:
     next_cursor: str | None
 
 
-_ONE = select(payments).where(payments.c.refid == bindparam("of"))
+_MANY = select(payments, func.now().label("now")).where(
+    payments.c.refid == any_(cast(bindparam("refids"), ARRAY(Text)))
+)
 
 
-async def one(database: Database, refid: str, client: str | None = None) -> Row | None:
-    """Return a payment, or None where there is none or it is another client's: the two look the same."""
-    async with database.autocommit() as connection:
-        row = (await connection.execute(_ONE, {"of": refid})).one_or_none()
-    return row if row is not None and client in (None, row.client) else None
+@dataclass(slots=True)
+class _Batch:
+    """Payments that one statement will read, and the task that sends it."""
+
+    refids: set[str]
+    rows: "asyncio.Task[Mapping[str, Row]]"
+
+
+class Lookup:
+    """Reads single payments; those that are asked for together share a statement.
+
+    There is no timer: what is asked for while others are read, or while there is no connection, goes into the next
+    statement, and with nobody else about a payment is read at once. What is read is never older than the question.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._turn = asyncio.Semaphore(_STATEMENTS)
+        self._next: _Batch | None = None
+
+    async def one(self, refid: str, client: str | None = None) -> Row | None:
+        """Return a payment and the database's time, `now`; None where there is none or it is another client's."""
+        batch = self._next
+        if batch is None or len(batch.refids) >= MOST_AT_ONCE:
+            refids: set[str] = set()
+            batch = self._next = _Batch(refids, asyncio.create_task(self._read(refids)))
+            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
+            batch.rows.add_done_callback(lambda task: task.cancelled() or task.exception())
+        batch.refids.add(refid)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            row = (await asyncio.shield(batch.rows)).get(refid)
+        return row if row is not None and client in (None, row.client) else None
+
+    async def _read(self, refids: set[str]) -> Mapping[str, Row]:
+        try:
+            async with self._turn, self._database.autocommit() as connection:
+                self._close(refids)  # whoever comes from here on may have been woken by a later change
+                return {row.refid: row for row in await connection.execute(_MANY, {"refids": list(refids)})}
+        finally:
+            self._close(refids)
+
+    def _close(self, refids: set[str]) -> None:
+        """Let nobody else into a batch."""
+        if self._next is not None and self._next.refids is refids:
+            self._next = None
 
 
 async def page(

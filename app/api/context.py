@@ -20,10 +20,10 @@ from app.intake import Intake
 from app.kpay.unseen import Unseen
 from app.load import Load
 from app.macs import Macs
-from app.models import Row
 from app.notify import Notifier
 from app.payments import Payments
 from app.publish import Publisher
+from app.reads import Lookup
 from app.reconcile import Reconciler
 from app.schema import Schema
 from app.settings import Network, Settings
@@ -36,6 +36,7 @@ class Context:
 
     settings: Settings
     database: Database
+    lookup: Lookup
     clients: Clients
     payments: Payments
     tokens: Tokens
@@ -51,7 +52,6 @@ class Context:
     guesses: Guesses
     schema: Schema
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    rereads: dict[str, asyncio.Task[Row | None]] = field(default_factory=dict)
     pages: dict[tuple[str, int], asyncio.Task[tuple[bytes, int]]] = field(default_factory=dict)
 
 
@@ -79,27 +79,34 @@ Parts = Annotated[Context, Depends(_parts)]
 _bearer = HTTPBearer(auto_error=False, description="The key that `kpayd clients add` shows once")
 
 
-def caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
+def _caller(scope: Scope) -> Callable[..., Awaitable[Client]]:
     """Return a dependency that yields the client `Authentication` found, or answers 403 where it lacks `scope`."""
 
     async def authorize(request: Request, _: Annotated[object, Security(_bearer)]) -> Client:
-        client: Client = request.state.client
-        if scope not in client.scopes:
-            raise Problem(403, "forbidden", f"this key lacks the scope {scope}")
-        return client
+        return caller_of(request, scope)
 
     return authorize
 
 
-Writer = Annotated[Client, Depends(caller(Scope.PAYMENTS_WRITE))]
-Reader = Annotated[Client, Depends(caller(Scope.PAYMENTS_READ))]
-TokenWriter = Annotated[Client, Depends(caller(Scope.TOKENS_WRITE))]
-Listener = Annotated[Client, Depends(caller(Scope.EVENTS_READ))]
+def caller_of(request: Request, scope: Scope) -> Client:
+    """Return the client that `Authentication` found; raises a 403 where it lacks `scope`."""
+    client: Client = request.state.client
+    if scope not in client.scopes:
+        raise Problem(403, "forbidden", f"this key lacks the scope {scope}")
+    return client
+
+
+Writer = Annotated[Client, Depends(_caller(Scope.PAYMENTS_WRITE))]
+Reader = Annotated[Client, Depends(_caller(Scope.PAYMENTS_READ))]
+TokenWriter = Annotated[Client, Depends(_caller(Scope.TOKENS_WRITE))]
+Listener = Annotated[Client, Depends(_caller(Scope.EVENTS_READ))]
 
 
 def remote_address(request: Request, trusted: list[Network]) -> str:
     """Return who sent `request`: X-Forwarded-For is walked from the right, as far as trusted proxies wrote it."""
     address = request.client.host if request.client else ""
+    if not trusted:
+        return address
     forwarded = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
     while forwarded and is_within(address, trusted):
         address = forwarded.pop().strip() or address

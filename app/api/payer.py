@@ -6,18 +6,16 @@ browser sends changes a payment.
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime
 from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.sse import format_sse_event
 
-from app import metrics, reads
+from app import metrics
 from app.api import pages
 from app.api.context import Context, parts_of
 from app.api.stream import HEARTBEAT, Put, Stream, come_back
-from app.api.waiting import reread
 from app.api.words import Words, asked_for
 from app.bell import Ring, of_payment
 from app.database import UNAVAILABLE
@@ -105,7 +103,7 @@ class News(Stream):
         until = clock() + _NEWS_SECONDS
         while not leaving.done() and not self._parts.stopping.is_set() and clock() < until:
             with suppress(*UNAVAILABLE):  # looked at again after the heartbeat
-                row = await reread(self._parts, self._refid)
+                row = await self._parts.lookup.one(self._refid)
                 if row is None or row.status in FINAL:
                     await put(format_sse_event(event="final", data_str=""))
                     return
@@ -130,16 +128,16 @@ def way_on(row: Row) -> str:
 async def _look(parts: Context, refid: str) -> Row | None:
     """Return the payment after K-Pay was asked, where that brings an answer in time."""
     with parts.bell.listen(of_payment(refid)) as changed:
-        row = await reads.one(parts.database, refid)
+        row = await parts.lookup.one(refid)
         if row is None or not row.redirecturl:
             return row
         with suppress(TimeoutError):  # the question goes on; the page hears of its answer
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await parts.reconciler.look(row, max(_ASK_AGAIN, _age(row) / _ARRIVALS))
-                row = await reads.one(parts.database, refid) or row
+                row = await parts.lookup.one(refid) or row
                 while row.status not in FINAL and _is_being_asked(row) and not parts.reconciler.breaker.is_open:
                     await changed.within(_ANSWER_SECONDS)
-                    row = await reads.one(parts.database, refid) or row
+                    row = await parts.lookup.one(refid) or row
         return row
 
 
@@ -149,8 +147,8 @@ def _words(request: Request) -> Words:
 
 def _is_being_asked(row: Row) -> bool:
     """Whether another process is asking K-Pay, or a postback has just asked for that."""
-    leased_until: datetime | None = row.leased_until
-    return (leased_until is not None and leased_until > datetime.now(UTC)) or row.wake_step == 0
+    is_leased = row.leased_until is not None and row.leased_until > row.now
+    return bool(is_leased or row.wake_step == 0)
 
 
 def _authentic_refid(request: Request, parts: Context) -> str | None:
@@ -164,7 +162,7 @@ def _see_other(url: str) -> Response:
 
 
 def _age(row: Row) -> float:
-    seconds: float = (datetime.now(UTC) - row.created_at).total_seconds()
+    seconds: float = (row.now - row.created_at).total_seconds()
     return seconds
 
 

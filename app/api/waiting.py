@@ -10,7 +10,7 @@ import time
 from starlette.requests import Request
 from starlette.types import Receive
 
-from app import metrics, reads
+from app import metrics
 from app.api.context import Context
 from app.bell import of_payment
 from app.domain import FINAL
@@ -27,7 +27,7 @@ async def until_final(request: Request, parts: Context, row: Row, seconds: float
         with metrics.WAITS.track_inprogress(), parts.bell.listen(of_payment(row.refid)) as changed:
             leaving.add_done_callback(lambda _: changed.ring())
             while True:
-                row = await reread(parts, row.refid) or row
+                row = await parts.lookup.one(row.refid) or row
                 left = until - time.monotonic()
                 if row.status in FINAL or left <= 0 or leaving.done() or parts.stopping.is_set():
                     return row
@@ -42,17 +42,3 @@ async def gone(receive: Receive) -> None:
     """Return when whoever sent a request has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def reread(parts: Context, refid: str) -> Row | None:
-    """Read the payment now; of those who are woken by the same ring, one reads for all."""
-    reading = parts.rereads.get(refid)
-    if reading is None:
-        reading = parts.rereads[refid] = asyncio.create_task(_reread(parts, refid))
-        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
-    return await asyncio.shield(reading)
-
-
-async def _reread(parts: Context, refid: str) -> Row | None:
-    del parts.rereads[refid]  # whoever comes from here on may have been woken by a later change
-    return await reads.one(parts.database, refid)

@@ -67,7 +67,7 @@ def show(refid: Refid, json: Json = False) -> None:
     from app import reads
 
     async def find(database: "Database") -> "tuple[Row | None, Any]":
-        return await reads.one(database, refid), await reads.timeline(database, refid)
+        return await reads.Lookup(database).one(refid), await reads.timeline(database, refid)
 
     row, events = in_database(find)
     if row is None:
@@ -86,7 +86,7 @@ def check(refid: Refid, json: Json = False) -> None:
 
     async def ask() -> "tuple[Row, Any] | None":
         async with open_context(settings) as parts:
-            row = await reads.one(parts.database, refid)
+            row = await parts.lookup.one(refid)
             if row is None:
                 return None
             if row.gateway != settings.gateway:
