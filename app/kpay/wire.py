@@ -69,9 +69,9 @@ def _json(body: bytes) -> Message | None:
     text = decode(body).lstrip(_WHITE)
     if not text.startswith("{"):
         return None
-    for candidate in (text, _without_trailing_commas(text)):
+    for mend in (str, _without_trailing_commas):
         try:
-            pairs, _ = _DECODER.raw_decode(candidate)
+            pairs, _ = _DECODER.raw_decode(mend(text))
         except (ValueError, RecursionError):
             continue
         return _message(pairs) if isinstance(pairs, _Pairs) else None
