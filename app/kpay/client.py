@@ -7,8 +7,8 @@ environment. A body is read up to 64 KiB.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -26,6 +26,10 @@ CONNECT_ATTEMPTS = 3
 MOST_PAYMENTS = 256
 """Payment requests at once, each with a connection of its own: whoever starts more would wait for nothing."""
 
+_PLACES = 16
+"""Connections of one httpx client: for each call it looks at all it has, and at 256 that costs more than the call."""
+
+_SHARES = 3
 _CONNECT_SHARE = 0.25
 _MAX_CONNECT_SECONDS = 5.0
 # Shorter than any server's own idle limit that we know of: a request sent into a connection that is just being
@@ -58,10 +62,12 @@ class Endpoint:
 class KPay:
     """K-Pay's API. Make it by `connect`, which closes its connections."""
 
-    def __init__(self, client: httpx2.AsyncClient, endpoint: Endpoint, checks: int = 16) -> None:
-        self._client = client
+    def __init__(self, places: list[httpx2.AsyncClient], endpoint: Endpoint, checks: int) -> None:
+        self._places = places
         self._endpoint = endpoint
-        self._asking = asyncio.Semaphore(checks)
+        # In line, so that however much is asked, payments have their connections.
+        self._asking = asyncio.Semaphore(_SHARES * checks)
+        self._asking_of_cards = asyncio.Semaphore(checks)
 
     async def pay(self, request: Mapping[str, Any]) -> Answer:
         """Send one payment request, once. Raises `NotSent` or `InDoubt`; only a failed connect is tried again."""
@@ -93,19 +99,19 @@ class KPay:
 
     async def checkstatus(self, refid: str) -> Answer:
         """Ask what became of `refid`. Raises `NotSent` or `InDoubt`, both of which say nothing of the payment."""
-        return await self._ask("checkstatus", {"refid": refid})
+        async with self._asking:
+            return await self._call("checkstatus", {"action": "checkstatus", "refid": refid}, self._endpoint.timeout)
 
     async def addtoken(self, request: Mapping[str, Any]) -> Answer:
         """Ask for a page where a payer saves a card. Raises `NotSent` or `InDoubt`; asking again does no harm."""
-        return await self._ask("addtoken", request)
+        return await self._ask_of_cards("addtoken", request)
 
     async def tokenlist(self, request: Mapping[str, Any]) -> Answer:
         """Ask for a payer's saved cards. Raises `NotSent` or `InDoubt`."""
-        return await self._ask("tokenlist", request)
+        return await self._ask_of_cards("tokenlist", request)
 
-    async def _ask(self, action: str, request: Mapping[str, Any]) -> Answer:
-        # In line, so that however much is asked, payments have their connections.
-        async with self._asking:
+    async def _ask_of_cards(self, action: str, request: Mapping[str, Any]) -> Answer:
+        async with self._asking_of_cards:
             return await self._call(action, {"action": action, **request}, self._endpoint.timeout)
 
     async def _call(self, action: str, request: Mapping[str, Any], seconds: float) -> Answer:
@@ -117,6 +123,9 @@ class KPay:
         except TimeoutError as exc:
             outcome = "in_doubt"
             raise InDoubt(f"K-Pay did not answer within {self._endpoint.timeout:g} s") from exc
+        except NotSent:
+            outcome = "not_sent"
+            raise
         except _NOTHING_SENT as exc:
             outcome = "not_sent"
             raise NotSent(f"no connection to K-Pay ({type(exc).__name__})") from exc
@@ -129,8 +138,23 @@ class KPay:
             metrics.GATEWAY_SECONDS.labels(action, outcome).observe(time.monotonic() - began)
         return answer
 
+    @contextmanager
+    def _place(self) -> Iterator[httpx2.AsyncClient]:
+        """Take the place that was left last: its connection is the likeliest to be open still."""
+        if not self._places:
+            raise NotSent("every connection to K-Pay is taken")
+        client = self._places.pop()
+        try:
+            yield client
+        finally:
+            self._places.append(client)
+
     async def _post(self, request: Mapping[str, Any]) -> Answer:
-        async with self._client.stream("POST", self._endpoint.url, json=request) as response:
+        with self._place() as client:
+            return await self._sent(client, request)
+
+    async def _sent(self, client: httpx2.AsyncClient, request: Mapping[str, Any]) -> Answer:
+        async with client.stream("POST", self._endpoint.url, json=request) as response:
             body = bytearray()
             async for chunk in response.aiter_bytes():
                 body += chunk
@@ -143,22 +167,30 @@ class KPay:
 
 @asynccontextmanager
 async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = MOST_PAYMENTS) -> AsyncIterator[KPay]:
-    """Yield a client of `endpoint` with connections for so many payments, and twice so many checks, at once.
+    """Yield a client of `endpoint` with connections for so many payments at once, and four times so many `checks`.
 
-    It keeps no cookies. Whoever asks by hand has room beside the schedule's own `checks`.
+    It keeps no cookies. The schedule, payers who come back and whoever asks by hand have a share of `checks` each, and
+    so have questions about saved cards: none of them keeps the others waiting.
     """
     connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
-    async with httpx2.AsyncClient(
-        auth=(endpoint.username, endpoint.password),
-        headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
-        timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds, pool=connect_seconds),
-        limits=httpx2.Limits(max_connections=2 * checks + payments, keepalive_expiry=_IDLE_SECONDS),
-        # A cookie would tie payments that have nothing to do with each other to one session at K-Pay.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        follow_redirects=False,
-        trust_env=False,
-    ) as client:
-        yield KPay(client, endpoint, 2 * checks)
+    trusted = httpx2.create_ssl_context(trust_env=False)
+    places: list[httpx2.AsyncClient] = []
+    wanted = _SHARES * checks + checks + payments
+    async with AsyncExitStack() as stack:
+        while len(places) < wanted:
+            client = httpx2.AsyncClient(
+                auth=(endpoint.username, endpoint.password),
+                headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
+                timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds),
+                limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_SECONDS),
+                verify=trusted,
+                # A cookie would tie payments that have nothing to do with each other to one session at K-Pay.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                follow_redirects=False,
+                trust_env=False,
+            )
+            places += [await stack.enter_async_context(client)] * _PLACES
+        yield KPay(places[:wanted], endpoint, checks)
 
 
 __all__ = ["Answer", "Endpoint", "GatewayError", "InDoubt", "KPay", "NotSent", "connect"]

@@ -166,7 +166,7 @@ async def test_whatever_breaks_a_call_leaves_it_in_doubt() -> None:
         raise ssl.SSLError("record layer failure")
 
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(broken)) as client:
-        kpay = KPay(client, Endpoint("https://pay.example.rw/", "user", "password"))
+        kpay = KPay([client], Endpoint("https://pay.example.rw/", "user", "password"), 1)
         with pytest.raises(InDoubt):
             await kpay.pay({"refid": "R1"})
         with pytest.raises(InDoubt):

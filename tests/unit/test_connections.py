@@ -106,16 +106,18 @@ async def test_full_pool_is_not_sent() -> None:
 
 
 async def test_checks_leave_the_payments_their_connections() -> None:
-    """However many payments are asked about at once, a payment request has a connection."""
+    """However many payments are asked about at once, saved cards and a payment request have a connection."""
     async with serving(is_silent) as server, connect(server.endpoint(timeout=4), checks=1, payments=1) as kpay:
         checks = [asyncio.create_task(kpay.checkstatus(f"R{number}")) for number in range(5)]
-        await until(lambda: len(server.requests) == 2)
-        paying = asyncio.create_task(kpay.pay({"refid": "R9"}))
         await until(lambda: len(server.requests) == 3)
-        for task in (*checks, paying):
+        listing = asyncio.create_task(kpay.tokenlist({"refid": "R8"}))
+        await until(lambda: len(server.requests) == 4)
+        paying = asyncio.create_task(kpay.pay({"refid": "R9"}))
+        await until(lambda: len(server.requests) == 5)
+        for task in (*checks, listing, paying):
             task.cancel()
-        await asyncio.gather(*checks, paying, return_exceptions=True)
-    assert server.requests[-1].json["action"] == "pay"
+        await asyncio.gather(*checks, listing, paying, return_exceptions=True)
+    assert [request.json["action"] for request in server.requests] == ["checkstatus"] * 3 + ["tokenlist", "pay"]
 
 
 async def test_pool_outlives_calls_that_were_cut() -> None:
