@@ -8,6 +8,7 @@ that ran out costs a second question, never a wrong answer.
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -47,6 +48,7 @@ _MAY_CHANGE = or_(
 )
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 _EXPIRE_AT_ONCE = 100
+_NO_LINE = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,26 @@ class Reconciler:
         self._following: dict[str, asyncio.Task[Row | None]] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._looked: TTLCache[str, bool] = TTLCache(10_000, _REST, time.monotonic)
+        self._line = asyncio.Semaphore(concurrency)
+        self._expire_at = 0.0
         self.breaker = breaker
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Check whatever is due, `concurrency` at once, until `stopping`; then finish what is under way."""
+        """Check whatever is due, `concurrency` questions at once, until `stopping`; then finish what is under way.
+
+        As many again are claimed ahead or being written down, so that no question waits for either.
+        """
         under_way: set[asyncio.Task[None]] = set()
+        most = 2 * self._concurrency
         with self._bell.listen(DUE) as due:
             while not stopping.is_set():
-                wanted = self._concurrency - len(under_way)
+                wanted = most - len(under_way)
                 claims = await self._claim(wanted)
                 for claim in claims:
-                    task = asyncio.create_task(self._check_claimed(claim))
+                    task = asyncio.create_task(self._check_claimed(claim, self._line))
                     under_way.add(task)
                     task.add_done_callback(under_way.discard)
-                if len(under_way) >= self._concurrency:
+                if len(under_way) >= most:
                     await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 elif len(claims) < wanted:
                     await due.within(LOOK_EVERY)
@@ -114,7 +122,9 @@ class Reconciler:
         """
         looking = self._looking.get(row.refid)
         if looking is None:
-            busy = row.refid in self._looked or len(self._looking) >= self._concurrency
+            busy = (
+                row.status == Status.SUCCEEDED or row.refid in self._looked or len(self._looking) >= self._concurrency
+            )
             if busy or row.gateway != self._gateway or not self.breaker.room(time.monotonic(), 1):
                 return
             self._looked[row.refid] = True
@@ -172,7 +182,10 @@ class Reconciler:
         """Lease up to `most` due payments; while the breaker is open one probe, or none."""
         room = self.breaker.room(time.monotonic(), most)
         try:
-            await self._let_expire(own=room < most)
+            if time.monotonic() >= self._expire_at:
+                # Not at every claim: it looks at all that is due, and after an outage that may be thousands.
+                self._expire_at = time.monotonic() + LOOK_EVERY
+                await self._let_expire(own=room < most)
             claims = await self._lease(room) if room else []
         except UNAVAILABLE as exc:
             log.error("due payments could not be claimed", error=type(exc).__name__)  # noqa: TRY400 - every second
@@ -214,9 +227,16 @@ class Reconciler:
         for refid in refids:
             await self._intake.take_in(refid, None)
 
-    async def _check_claimed(self, claim: Claim) -> None:
+    async def _check_claimed(self, claim: Claim, line: AbstractAsyncContextManager[object] = _NO_LINE) -> None:
+        claimed, is_probe = time.monotonic(), self.breaker.is_open
         try:
-            await self._check(claim.refid, claim.at)
+            async with line:
+                if self.breaker.is_open and not is_probe:
+                    return  # K-Pay is not well: whoever claims it when its lease has run out asks
+                if time.monotonic() - claimed > _LEASE_MARGIN:
+                    return  # the lease would run out before the answer
+                answer = await self._ask(claim.refid, claim.at)
+            await self._intake.take_in(claim.refid, *answer)
         except Exception:
             # The lease runs out and somebody asks again. One payment's trouble must not end the checks of all.
             log.exception("a check failed", refid=claim.refid)

@@ -21,6 +21,7 @@ from app.raw import Raw
 from app.reconcile import Reconciler
 from app.worker import background
 from tests.support import query
+from tests.unit.servers import says, serving
 
 ORDER = NewPayment(
     amount=4200,
@@ -95,6 +96,21 @@ def test_one_of_many_recorders_sends(url: str) -> None:
     assert all(sum(fresh) == 1 for fresh in asyncio.run(run()))
 
 
+def reconciler(pool: Database, gateway: kpay.KPay, *, concurrency: int) -> Reconciler:
+    """Return one that asks about the payments of `TERMS`."""
+    return Reconciler(
+        database=pool,
+        intake=Intake(pool, POLICY, Bell()),
+        kpay=gateway,
+        bell=Bell(),
+        unseen=Unseen(),
+        gateway=TERMS.gateway,
+        gateway_timeout=30,
+        concurrency=concurrency,
+        breaker=Breaker(),
+    )
+
+
 def test_fault_43_a_due_payment_is_leased_once(url: str) -> None:
     """Six claimants take 300 due payments between them, and none of them twice."""
 
@@ -105,25 +121,41 @@ def test_fault_43_a_due_payment_is_leased_once(url: str) -> None:
                 await record(pools[0], ORDER, "shop", None, TERMS)
             query_later = "UPDATE payments SET next_check_at = now() - interval '1 minute'"
             await asyncio.to_thread(query, url, query_later)
-            claimants = [
-                Reconciler(
-                    database=pool,
-                    intake=Intake(pool, POLICY, Bell()),
-                    kpay=gateway,
-                    bell=Bell(),
-                    unseen=Unseen(),
-                    gateway="pay.example.rw",
-                    gateway_timeout=30,
-                    concurrency=50,
-                    breaker=Breaker(),
-                )
-                for pool in pools
-            ]
+            claimants = [reconciler(pool, gateway, concurrency=50) for pool in pools]
             claims = await asyncio.gather(*(claimant._claim(100) for _ in range(10) for claimant in claimants))
         return [claim.refid for claimed in claims for claim in claimed]
 
     claimed = asyncio.run(run())
     assert len(claimed) == len(set(claimed)) == 300
+
+
+def test_fault_44_a_claim_that_stood_in_line_too_long_is_given_up(url: str) -> None:
+    """K-Pay takes so long for one answer that the next claim's lease would run out under way: it is not asked."""
+
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(10.5)
+        await says({"statusid": "03"})(writer)
+
+    async def run() -> list[str]:
+        async with (
+            databases(url, 1) as (pool,),
+            serving(slow) as server,
+            kpay.connect(server.endpoint(timeout=30)) as gateway,
+        ):
+            for _ in range(2):
+                await record(pool, ORDER, "shop", None, TERMS)
+            await asyncio.to_thread(query, url, "UPDATE payments SET next_check_at = now() - interval '1 minute'")
+            stopping = asyncio.Event()
+            running = asyncio.create_task(reconciler(pool, gateway, concurrency=1).run(stopping))
+            await asyncio.sleep(12)
+            stopping.set()
+            await running
+            return [str(request.json["refid"]) for request in server.requests]
+
+    asked = asyncio.run(run())
+    leased = query(url, "SELECT refid FROM payments WHERE leased_until > now()")
+    assert len(asked) == 1
+    assert [row["refid"] in asked for row in leased] == [False]
 
 
 def test_fault_03_the_same_postback_from_many_processes_is_one_effect(url: str) -> None:
