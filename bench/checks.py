@@ -1,0 +1,113 @@
+"""Due checks against a slow gateway: how near to the limit, concurrency by latency, one worker comes."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+from app.dev.laptop import free_port
+from bench.figures import Section, spread, two, whole
+from bench.kernel import tree_cpu
+from bench.servers import Server, started
+from bench.store import REFID, Payments, Store
+from tests.support import kpayd, query, settings
+
+LATENCY = 0.2
+CONCURRENCIES = (16, 64, 256)
+
+_POLL = 0.02
+_NEVER_AGAIN = {"CHECK_SCHEDULE": "86400", "LOG_LEVEL": "ERROR"}
+_HEAD = (
+    *("checks at once", "checks", "a second", "limit", "of the limit", "CPU of the worker, µs each"),
+    *("CPU of PostgreSQL, µs each", "CPU of the gateway, µs each"),
+)
+Found = tuple[float, float, float, float]
+"""Rate and CPU microseconds each: worker, PostgreSQL, gateway."""
+
+
+@contextmanager
+def gateway(folder: Path) -> Iterator[Server]:
+    """Run a gateway that takes its time."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.gateway", str(port), str(LATENCY)]
+    with started(command, Path.cwd(), {}, port, folder / "gateway.log") as server:
+        yield server
+
+
+def _answered(server: Server) -> int:
+    return int(httpx2.get(f"http://127.0.0.1:{server.port}/", trust_env=False).text)
+
+
+def _make_due(of: Payments, count: int) -> None:
+    """Make the newest `count` payments due now, and no other."""
+    numbers = f"generate_series({of.rows - count + 1}::bigint, {of.rows})"
+    query(of.url, "UPDATE payments SET next_check_at = NULL WHERE next_check_at <= now()")
+    query(
+        of.url,
+        "UPDATE payments SET status = 'pending', next_check_at = now(), leased_until = NULL, check_step = 0, "  # noqa: S608 - our own words
+        f"wake_step = NULL, final_at = NULL WHERE refid = ANY(ARRAY(SELECT {REFID.format(n='n')} FROM {numbers} AS n))",
+    )
+
+
+def once(folder: Path, store: Store, of: Payments, checks: int, concurrency: int) -> Found:
+    """Let one worker make so many checks; return rate and CPU between the first tenth and the end."""
+    _make_due(of, checks)
+    with gateway(folder) as slow:
+        env = settings(
+            of.url,
+            f"http://127.0.0.1:{slow.port}/",
+            free_port(),
+            _NEVER_AGAIN | {"CHECK_CONCURRENCY": str(concurrency)},
+        )
+        with kpayd(folder, env, "worker") as worker:
+            pid = worker.child.pid
+
+            def reach(count: int) -> tuple[int, float, float, float, float]:
+                deadline = time.monotonic() + 60 + checks * LATENCY / concurrency * 10
+                while (now := _answered(slow)) < count:
+                    if worker.child.poll() is not None or time.monotonic() > deadline:
+                        raise AssertionError(f"{now} of {checks} checks: {worker.words[-500:]}")
+                    time.sleep(_POLL)
+                return now, time.monotonic(), tree_cpu(pid), store.cpu(), slow.cpu()
+
+            first, last = reach(max(1, checks // 10)), reach(checks - concurrency // 2)
+    made, seconds, *cpu = (after - before for before, after in zip(first, last, strict=True))
+    of_worker, of_postgres, of_gateway = (used / made * 1e6 for used in cpu)
+    return made / seconds, of_worker, of_postgres, of_gateway
+
+
+def measure(folder: Path, store: Store, of: Payments, *, checks: int, rounds: int) -> Section:
+    """Measure at every concurrency in turn."""
+    found: dict[int, list[Found]] = {concurrency: [] for concurrency in CONCURRENCIES}
+    for _ in range(rounds):
+        for concurrency, figures in found.items():
+            figures.append(once(folder, store, of, checks, concurrency))
+            print(f"  {concurrency:>4} checks at once {figures[-1][0]:>9,.0f} a second", flush=True)
+    section = Section(
+        f"Due checks against a gateway that takes {LATENCY * 1000:.0f} ms, {of.rows:,} payments in the table",
+        _HEAD,
+        notes=[
+            (
+                "One `kpayd worker`; the gateway, in Python on uvloop, shares the cores. From the first tenth on, so "
+                "that start-up is not in it."
+            ),
+        ],
+    )
+    for concurrency, figures in found.items():
+        limit = concurrency / LATENCY
+        rates, *cpu = (list(column) for column in zip(*figures, strict=True))
+        shares = [rate / limit for rate in rates]
+        section.rows.append(
+            [
+                str(concurrency),
+                whole(checks),
+                spread(rates, whole),
+                whole(limit),
+                spread(shares, two),
+                *(spread(column, whole) for column in cpu),
+            ]
+        )
+    return section
