@@ -71,8 +71,10 @@ class Card:
         return replace(message, **changes, unseen=tuple(self._pattern.sub(_BLOT, name) for name in message.unseen))
 
     def _blotted(self, said: str | None) -> str | None:
-        # What was cut short may end within the token.
-        return said and self._pattern.sub(_BLOT, said[: -self._longest] if len(said) == MAX_VALUE else said)
+        if said is None:
+            return None
+        blotted = self._pattern.sub(_BLOT, said)
+        return blotted if len(said) < MAX_VALUE else blotted[: -self._longest]  # it was cut: within the token, perhaps
 
 
 def understood(message: Message | None) -> bytes:

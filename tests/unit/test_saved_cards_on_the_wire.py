@@ -333,6 +333,16 @@ async def test_fault_53_a_token_that_is_cut_is_blotted_out(room: int) -> None:
         assert secret[:cut].encode() not in answer.body
 
 
+@pytest.mark.parametrize("room", [1, 5, len(TOKEN)])
+async def test_fault_53_a_token_just_before_the_cut_is_blotted_out(room: int) -> None:
+    """A whole token near the end of words that were cut leaves no beginning of it."""
+    words = "x" * (MAX_VALUE - len(TOKEN) - room) + TOKEN + "y" * (room + 9)
+    answer = await heard(json.dumps({"statusdesc": words}).encode(), "application/json")
+    assert answer.message is not None
+    assert answer.message.statusdesc is not None
+    assert set(answer.message.statusdesc) <= set("xy*")
+
+
 @pytest.mark.parametrize(("cvv", "said"), [("012", '"cvv":12'), ("007", '"statusdesc":"cvv 7?"'), ("0012", '"x":[12]')])
 async def test_fault_53_a_cvv_as_a_number_is_blotted_out(cvv: str, said: str) -> None:
     """A cvv that is repeated as a number, without the zeros before it, is taken out, too."""
