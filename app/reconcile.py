@@ -234,6 +234,8 @@ class Reconciler:
                 if self.breaker.is_open and not is_probe:
                     return  # K-Pay is not well: whoever claims it when its lease has run out asks
                 if time.monotonic() - claimed > _LEASE_MARGIN:
+                    if is_probe:
+                        self.breaker.undecided()  # it was none: another may go out
                     return  # the lease would run out before the answer
                 answer = await self._ask(claim.refid, claim.at)
             await self._intake.take_in(claim.refid, *answer)
