@@ -141,10 +141,10 @@ def test_where_payers_may_be_sent_is_set_and_unset(service: Service) -> None:
     assert listed(service, name)["redirect_hosts"] == ["shop.example.rw"]
     done = run_command(service.env, "clients", "redirects", name, "pay.example.com", "127.0.0.1", "localhost")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{name} may send payers to pay.example.com, 127.0.0.1, localhost from now on\n"
+    assert done.stdout == f"{name} may send payers to pay.example.com, 127.0.0.1, localhost within ten seconds\n"
     assert listed(service, name)["redirect_hosts"] == ["pay.example.com", "127.0.0.1", "localhost"]
     done = run_command(service.env, "clients", "redirects", name, "--any")
-    assert (done.returncode, done.stdout) == (0, f"{name} may send payers to any host from now on\n")
+    assert (done.returncode, done.stdout) == (0, f"{name} may send payers to any host within ten seconds\n")
     assert listed(service, name)["redirect_hosts"] == []
     assert listed(service, "shop")["redirect_hosts"] == []
     history = json.loads(run_command(service.env, "clients", "show", name, "--json").stdout)

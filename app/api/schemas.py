@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -72,7 +73,7 @@ def _web_url(value: str) -> str:
     except ValueError:
         good = False
     if not good or not value.isascii() or set(value) & _NOT_IN_A_URL:
-        raise ValueError("must be an https URL")
+        raise ValueError("must be an https URL without a user name")
     return value
 
 
@@ -97,6 +98,15 @@ def _token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]{1,200}", value.get_secret_value()):
         raise ValueError("must be a token from GET /v1/tokens")
     return value
+
+
+_CHANCE = 16
+"""Characters of a token that no other text has by chance."""
+
+
+def _stands_in(members: Mapping[str, Any], token: str) -> bool:
+    """Whether a token of some length is part of another member."""
+    return len(token) >= _CHANCE and any(token in str(said) for said in members.values())
 
 
 Cvv = Annotated[SecretStr, BeforeValidator(_digits), AfterValidator(_cvv)]
@@ -142,7 +152,10 @@ class PaymentRequest(BaseModel):
     cnumber: Line | None = Field(
         max_length=100, default=None, description="The payer's number at the processor; left out, it is the msisdn"
     )
-    redirecturl: Url = Field(description="Where the payer's browser ends up", examples=["https://shop.example.rw/done"])
+    redirecturl: Url = Field(
+        description="Where the payer's browser ends up: https, at one of your hosts where the operator has set any",
+        examples=["https://shop.example.rw/done"],
+    )
     logourl: Url | None = Field(default=None, description="A logo for the card checkout page")
     bankid: str | None = Field(
         default=None,
@@ -167,7 +180,8 @@ class PaymentRequest(BaseModel):
     cvv: Cvv | None = Field(
         default=None,
         validate_default=True,
-        description="The saved card's validation code; passed on to K-Pay once and kept nowhere",
+        description="The saved card's validation code, three or four digits as text; passed on to K-Pay once and kept "
+        "nowhere. All other members are kept: put it into none of them",
     )
 
     @field_validator("token")
@@ -175,6 +189,8 @@ class PaymentRequest(BaseModel):
     def _by_card_only(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and info.data.get("pmethod", "cc") != "cc":
             raise ValueError("is for pmethod cc only")
+        if value is not None and _stands_in(info.data, value.get_secret_value()):
+            raise ValueError("stands in another member too: all others are kept, so give it here alone")
         return value
 
     @field_validator("cvv")
@@ -209,9 +225,12 @@ class PaymentRequest(BaseModel):
         for name in ("redirecturl", "logourl"):
             url = getattr(self, name)
             if url is not None and urlsplit(url).scheme == "http" and not allow_loopback:
-                found.append({"field": name, "detail": "must be an https URL"})
+                found.append({"field": name, "detail": "must be an https URL without a user name"})
         if redirect_hosts and urlsplit(self.redirecturl).hostname not in redirect_hosts:
-            found.append({"field": "redirecturl", "detail": "its host is not one that your payers may be sent to"})
+            allowed = ", ".join(sorted(redirect_hosts))
+            found.append(
+                {"field": "redirecturl", "detail": f"its host must be one that the operator has set: {allowed}"}
+            )
         return found
 
     def order(self) -> NewPayment:

@@ -170,7 +170,9 @@ def redirects(
         fail("give hosts, or --any", 2)
     chosen = _hosts("HOSTS", hosts or [])
     _with_clients(lambda clients: clients.redirect_to(name, chosen))
-    out.print(f"{name} may send payers to {', '.join(chosen) or 'any host'} from now on", markup=False, soft_wrap=True)
+    out.print(
+        f"{name} may send payers to {', '.join(chosen) or 'any host'} within ten seconds", markup=False, soft_wrap=True
+    )
 
 
 @app.command()

@@ -24,7 +24,7 @@ from app.simulator.tokens import Tokens, Wallet
 
 _Action = Callable[[Request, Order], Awaitable[Response]]
 
-_CVV: Final = re.compile(r"\d{3}", re.ASCII)
+_CVV: Final = re.compile(r"\d{3,4}", re.ASCII)
 _APPROVED: Final = Outcome("01", "APPROVED", receipt=True)
 
 

@@ -293,6 +293,9 @@ BAD: dict[str, tuple[Json, list[str]]] = {
     "token-without-cvv": ({"cvv": None, "token": f"t{SECRET}"}, ["cvv"]),
     "cvv-without-token": ({"token": None, "cvv": "9876"}, ["cvv"]),
     "token-with-momo": ({"pmethod": "momo", "token": f"t{SECRET}"}, ["token"]),
+    "token-as-refid": ({"refid": TOKEN}, ["token"]),
+    "token-in-details": ({"details": f"by {TOKEN}"}, ["token"]),
+    "token-in-metadata": ({"metadata": {"card": f"<{TOKEN}>"}}, ["token"]),
     "token-with-bank": ({"pmethod": "bank", "bankid": "040", "token": f"t{SECRET}"}, ["token"]),
     **{
         f"cvv-{name}": ({"cvv": value}, ["cvv"])
