@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,11 +71,11 @@ class Desk:
         path = self.folder / f"{name}.out"
         with path.open("ab") as out:
             command, env = self.command(name), {**self.env, **more}
-            child = subprocess.Popen(command, env=env, cwd=self.folder, stdout=out, stderr=out)
+            child = subprocess.Popen(command, env=env, cwd=self.folder, stdout=out, stderr=out, start_new_session=True)
         try:
             yield lambda: path.read_text().splitlines()
         finally:
-            child.terminate()
+            os.killpg(child.pid, signal.SIGTERM)  # a shell's own child would outlive it
             child.wait(10)
 
 
