@@ -22,5 +22,5 @@ def test_a_restored_form_that_is_sent_again_changes_nothing(button: str, page: P
     expect(page).to_have_title("restored")
     expect(page.get_by_label("Card number")).to_have_value(CARD)
     press(page, button)
-    shop.comes_home(page, sold["refid"], "succeeded", times=2)
+    shop.comes_home(page, sold["refid"], "succeeded", times=[2])
     shop.ended(sold["refid"], "succeeded")

