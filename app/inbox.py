@@ -150,7 +150,7 @@ WITH item AS (
     INSERT INTO evidence (refid, digest, source, body, content_type, remote)
     SELECT refid, digest, 'postback', body, content_type, remote FROM item ORDER BY refid
     -- Changes nothing, but locks the row, and so waits for a standby that the first one may not have waited for.
-    ON CONFLICT (refid, digest) DO UPDATE SET source = excluded.source WHERE false
+    ON CONFLICT ON CONSTRAINT evidence_pkey DO UPDATE SET source = excluded.source WHERE false
     RETURNING refid
 ), numbered AS (
     UPDATE payments AS p SET
