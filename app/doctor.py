@@ -2,10 +2,12 @@
 
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import httpx2
 from sqlalchemy import text
 
+from app import months
 from app.database import UNAVAILABLE, Database, open_database
 from app.kpay import client as kpay
 from app.kpay import codes
@@ -13,6 +15,9 @@ from app.kpay.errors import GatewayError
 from app.macs import NO_SUCH_RETURL
 from app.schema import Schema
 from app.settings import Settings, SettingsError, is_loopback, load
+
+if TYPE_CHECKING:
+    from datetime import date
 
 OLDEST_POSTGRES = 150_000
 
@@ -58,7 +63,19 @@ async def _database(database: Database) -> list[Finding]:
     else:
         database_finding = Finding("database", ok=True, detail=about)
     judged = Schema.of_this_code().judge(version)
-    return [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
+    findings = [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
+    return [*findings, await _months(database)] if findings[-1].ok else findings
+
+
+async def _months(database: Database) -> Finding:
+    """Find out whether there are partitions for the months to come; without one, a month's rows lie with the rest."""
+    async with database.autocommit() as connection:
+        today: date = (await connection.execute(text("SELECT current_date"))).scalar_one()
+        missing = await connection.run_sync(months.missing_from, "events")
+    if missing is not None and missing > months.following(months.following(today)):
+        return Finding("months", ok=True, detail=f"made to before {missing:%Y-%m}")
+    what = f"not made from {missing:%Y-%m} on" if missing else "there are none"
+    return Finding("months", ok=False, detail=f"{what}: run kpayd migrate, and kpayd prune every month")
 
 
 async def _gateway(settings: Settings) -> Finding:

@@ -139,6 +139,8 @@ class Inbox:
 
 # By name: with a star the statement would change its result, and fail once, when a migration adds a column.
 _PAYMENT = ", ".join(f"p.{column.name}" for column in payments.c)
+_MONTH = "CAST(date_trunc('month', p.created_at AT TIME ZONE 'UTC') AS date)"
+"""What `app.months.month_of` says, in SQL."""
 _STORE = text(f"""
 WITH item AS (
     SELECT * FROM unnest(
@@ -147,10 +149,11 @@ WITH item AS (
         CAST(:payaccount AS text[]), CAST(:statusid AS text[]), CAST(:statusdesc AS text[])
     ) AS t (refid, digest, body, content_type, remote, agrees, tid, momtransactionid, payaccount, statusid, statusdesc)
 ), fresh AS (
-    INSERT INTO evidence (refid, digest, source, body, content_type, remote)
-    SELECT refid, digest, 'postback', body, content_type, remote FROM item ORDER BY refid
+    INSERT INTO evidence (refid, digest, source, body, content_type, remote, month)
+    SELECT i.refid, i.digest, 'postback', i.body, i.content_type, i.remote, coalesce({_MONTH}, '-infinity')
+    FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid ORDER BY i.refid
     -- Changes nothing, but locks the row, and so waits for a standby that the first one may not have waited for.
-    ON CONFLICT ON CONSTRAINT evidence_pkey DO UPDATE SET source = excluded.source WHERE false
+    ON CONFLICT (refid, digest, month) DO UPDATE SET source = excluded.source WHERE false
     RETURNING refid
 ), numbered AS (
     UPDATE payments AS p SET
@@ -166,10 +169,11 @@ WITH item AS (
         fresh.refid IS NOT NULL OR (p.status = 'failed' AND i.agrees = 'succeeded' AND p.next_check_at IS NULL))
     RETURNING {_PAYMENT}
 ), noted AS (
-    INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
-    SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
+    INSERT INTO events (refid, month, seq, type, source, status,
+                        tid, momtransactionid, payaccount, statusid, statusdesc)
+    SELECT p.refid, {_MONTH}, p.last_seq, 'evidence', 'postback', p.status,
            i.tid, i.momtransactionid, i.payaccount, i.statusid, i.statusdesc
-    FROM fresh JOIN numbered AS n ON n.refid = fresh.refid JOIN item AS i ON i.refid = n.refid
+    FROM fresh JOIN numbered AS p ON p.refid = fresh.refid JOIN item AS i ON i.refid = p.refid
 )
 -- The updated rows as they are under their locks; a snapshot would miss what another commit has just decided.
 SELECT refid AS for_refid, numbered.* FROM numbered

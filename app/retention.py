@@ -5,7 +5,8 @@ payer's number, address, name and account, what the caller wrote, and the raw bo
 comes later (a postback, a late success) makes a payment one to prune again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -21,32 +22,41 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    text,
     tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database
+from app.database import Database, sqlstate
 from app.domain import FINAL
 from app.models import Row, events, evidence, payments
+from app.months import PATIENCE, lacking, name_of, over, partitions
 
 BATCH = 500
+
+_TAKEN = "55P03"
 
 
 @dataclass(slots=True)
 class Pruned:
-    """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database."""
+    """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database.
+
+    `months` whose bodies are all gone were emptied; how many a dry run would empty is not known before.
+    """
 
     payments: int = 0
     strays: int = 0
+    months: int = 0
 
 
 async def prune(database: Database, older_than: timedelta, *, dry_run: bool = False) -> Pruned:
     """Take personal data out of what ended longer ago than `older_than`. Small commits, so that nobody waits for it.
 
     Left alone, however old: a payment that is still looked at, and one that asks for a review. Running it twice, or
-    stopping it half-way, does no harm.
+    stopping it half-way, does no harm. In the end the months to come are made (app.months): once a month is enough.
     """
     async with database.autocommit() as connection:
         before = (await connection.execute(select(func.now() - older_than))).scalar_one()
@@ -61,6 +71,9 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
             break
         last = batch[-1]
     pruned.strays = await _strays(database, before, dry_run=dry_run)
+    if not dry_run:
+        pruned.months = await _empty_months(database, before)
+        await _make_months(database)
     return pruned
 
 
@@ -120,3 +133,45 @@ async def _strays(database: Database, before: datetime, *, dry_run: bool) -> int
             statement = select(evidence.c.refid) if dry_run else delete(evidence).returning(evidence.c.refid)
             place |= {"to_refid": last[0], "to_digest": last[1]}
             count += len((await connection.execute(statement.where(stray), place)).all())
+
+
+@contextmanager
+def _if_free() -> Iterator[None]:
+    """Leave alone what somebody holds (a dump, a report): the next run comes again."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if sqlstate(exc) != _TAKEN:
+            raise
+
+
+async def _empty_months(database: Database, before: datetime) -> int:
+    """Give back the space of the months of bodies that are over and have no body left, and tell how many.
+
+    With them go the digests: what K-Pay says once more about so old a payment is news once more. Not bounded in time:
+    a month is looked through, once while nobody waits and then once more, while postbacks for its payments wait.
+    """
+    count = 0
+    async with database.autocommit() as connection:
+        names = await connection.run_sync(partitions, "evidence")
+    for name in (name_of("evidence", month) for month in over(names, before.date())):
+        is_idle = text(f"SELECT EXISTS (SELECT FROM {name}) AND NOT EXISTS (SELECT FROM {name} WHERE body <> '')")  # noqa: S608 - our own name
+        with _if_free():
+            async with database.engine.begin() as connection:
+                if (await connection.execute(is_idle)).scalar_one():
+                    await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
+                    await connection.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
+                    if (await connection.execute(is_idle)).scalar_one():
+                        await connection.execute(text(f"TRUNCATE {name}"))
+                        count += 1
+    return count
+
+
+async def _make_months(database: Database) -> None:
+    async with database.autocommit() as connection:
+        transactions = await connection.run_sync(lacking)
+    for statements in transactions:
+        with _if_free():
+            async with database.transaction() as connection:
+                for statement in statements:
+                    await connection.execute(text(statement))

@@ -1,0 +1,70 @@
+"""Months: which one a payment belongs to, which are made, and which are over."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import months
+
+KIGALI = timezone(timedelta(hours=2))
+MONTHS = st.dates(date(2000, 1, 1), date(2100, 1, 1)).map(lambda day: day.replace(day=1))
+
+
+@pytest.mark.parametrize(
+    ("at", "month"),
+    [
+        (datetime(2026, 12, 1, tzinfo=UTC), date(2026, 12, 1)),
+        (datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), date(2026, 12, 1)),
+        (datetime(2027, 1, 1, 1, 59, tzinfo=KIGALI), date(2026, 12, 1)),
+        (datetime(2024, 2, 29, tzinfo=UTC), date(2024, 2, 1)),
+    ],
+)
+def test_the_month_of_a_payment_is_that_of_utc(at: datetime, month: date) -> None:
+    """Whatever zone a time is in, one instant has one month."""
+    assert months.month_of(at) == month
+    assert months.month_of(at.astimezone(KIGALI)) == month
+
+
+@given(MONTHS)
+def test_a_month_follows_another_without_a_gap(month: date) -> None:
+    """The month after begins where this one ends."""
+    after = months.following(month)
+    assert after.day == 1
+    assert (after - timedelta(days=1)).replace(day=1) == month
+
+
+@given(MONTHS, st.integers(0, 40))
+def test_wanted_months_go_on_from_the_first_that_is_missing(first: date, later: int) -> None:
+    """However long nobody made any: to a year ahead, without a gap; a second time there is nothing to do."""
+    now = _from(first, later + 1)[-1] + timedelta(days=14)
+    wanted = months.wanted(first, now)
+    assert wanted == _from(first, later + 1 + months.AHEAD)
+    assert not months.wanted(months.following(wanted[-1]), now)
+
+
+def test_names_tell_their_months_and_nothing_else_is_taken_for_a_partition() -> None:
+    """Partitions are known by their names: the migrations' check and the emptying go by them."""
+    names = ["evidence_before", "evidence_2027_01", "evidence_2026_12", "evidence_rest"]
+    assert months.among(names) == [date(2026, 12, 1), date(2027, 1, 1)]
+    assert months.name_of("evidence", date(2026, 12, 1)) == "evidence_2026_12"
+    assert all(map(months.is_partition, [*names, "events_rest"]))
+    for other in ("evidence", "events", "payments_2026_12", "evidence_2026_12_pkey", "my_evidence_rest", None):
+        assert not months.is_partition(other)
+
+
+def test_a_month_is_over_when_its_last_day_is() -> None:
+    """The month that `before` lies in is not over; that of a payment made a second before its end was."""
+    names = ["evidence_before", "evidence_2026_11", "evidence_2026_12", "evidence_rest"]
+    assert months.over(names, date(2026, 12, 31)) == [date(2026, 11, 1)]
+    assert months.over(names, date(2027, 1, 1)) == [date(2026, 11, 1), date(2026, 12, 1)]
+    assert not months.over(names, date(2026, 11, 30))
+
+
+def _from(month: date, count: int) -> list[date]:
+    found = []
+    for _ in range(count):
+        found.append(month)
+        month = months.following(month)
+    return found
