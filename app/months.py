@@ -90,7 +90,7 @@ def partition(table: str, month: date) -> Sequence[str]:
         f"SET LOCAL lock_timeout = '{PATIENCE}'",
         f"LOCK TABLE {table}_rest IN ACCESS EXCLUSIVE MODE",
         f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING STORAGE){stored}",
-        f"WITH these AS (DELETE FROM {table}_rest WHERE month = '{month}' RETURNING *) INSERT INTO {name} TABLE these",
+        f"WITH these AS (DELETE FROM {table}_rest WHERE month = '{month}' RETURNING *) INSERT INTO {name} TABLE these",  # noqa: S608 - our own names
         f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{month}') TO ('{following(month)}')",
     )
 
