@@ -19,8 +19,6 @@ MAX_VALUE = 1_000
 """Characters kept of one value; the raw bytes keep all of it."""
 
 _KNOWN = ("tid", "refid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode", "reply", "url")
-_IDS = ("tid", "momtransactionid", "payaccount")
-"""Members in which K-Pay writes 0 for "none"."""
 
 _OF_CARDS = ("cardhash", "scheme", "token")
 _MEANT = frozenset({*_KNOWN, *_OF_CARDS, "success"})
@@ -149,17 +147,23 @@ def _multipart(body: bytes, content_type: str) -> Message | None:
 
 def _message(pairs: Sequence[tuple[str, Any]]) -> Message:
     raws = dict(pairs)
-    values = {name: _text(raw) for name, raw in raws.items()}
+    said = {name: _text(raw) for name, raw in raws.items()}.get
     items = _objects(raws.get("reply"))
     ambiguous = _says_two_things(pairs) or any(map(_says_two_things, items or ()))
     return Message(
-        **{name: values.get(name) for name in _KNOWN if name not in ("statusid", *_IDS)},
-        **{name: None if values.get(name) == "0" else values.get(name) for name in _IDS},
-        statusid=_statusid(values.get("statusid")),
+        tid=_id(said("tid")),
+        refid=said("refid"),
+        momtransactionid=_id(said("momtransactionid")),
+        payaccount=_id(said("payaccount")),
+        statusid=_statusid(said("statusid")),
+        statusdesc=said("statusdesc"),
+        retcode=said("retcode"),
+        reply=said("reply"),
+        url=said("url"),
+        success={"0": False, "1": True, "false": False, "true": True}.get(said("success") or ""),
         replies=None if items is None else tuple({name: _text(raw) for name, raw in item} for item in items),
-        success={"0": False, "1": True, "false": False, "true": True}.get(values.get("success") or ""),
         ambiguous=ambiguous,
-        unseen=tuple(sorted(clean(name)[:40] for name in values.keys() - _UNREMARKABLE))[:10],
+        unseen=tuple(sorted(clean(name)[:40] for name in raws.keys() - _UNREMARKABLE))[:10],
     )
 
 
@@ -183,6 +187,11 @@ def _objects(value: object) -> Sequence[_Pairs] | None:
     return [item for item in value if isinstance(item, _Pairs)] if isinstance(value, list) else None
 
 
+def _id(value: str | None) -> str | None:
+    """Return an id; K-Pay writes 0 for "none" in some of them."""
+    return None if value == "0" else value
+
+
 def _statusid(value: str | None) -> str | None:
     """Return `1` as `01`: K-Pay's two-digit codes arrive as numbers from some of its systems."""
     return f"0{value}" if value and len(value) == 1 and value in "123456789" else value
@@ -197,5 +206,7 @@ def _text(value: object) -> str | None:
 
 def clean(value: str) -> str:
     """Return `value` as text that PostgreSQL, JSON and a log take: no control characters or lone surrogates, short."""
+    if value.isprintable():  # nearly always, and then neither a control character nor a surrogate is in it
+        return value[: 2 * MAX_VALUE].strip()[:MAX_VALUE]
     kept = "".join(char if char.isprintable() or char == " " else " " for char in value[: 2 * MAX_VALUE])
     return kept.encode("utf-8", "replace").decode().strip()[:MAX_VALUE]
