@@ -20,7 +20,7 @@ from app.api import tokens as tokens_api
 from app.api.admission import Admission
 from app.api.asgi import Authentication, BodyLimit, Farewell
 from app.api.context import Context
-from app.api.returl import PATH, returl
+from app.api.returl import Listener
 from app.bell import Bell
 from app.breaker import Breaker
 from app.clients import Clients
@@ -188,7 +188,6 @@ def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
     app.add_middleware(Admission)
     app.add_middleware(Farewell)
     app.add_middleware(CorrelationIdMiddleware)
-    app.add_route(PATH, returl, methods=["POST"], include_in_schema=False)  # first: routes are tried in their order
     app.include_router(payments_api.router)
     app.include_router(tokens_api.router)
     app.include_router(events_api.router)
@@ -237,11 +236,11 @@ async def work(settings: Settings) -> None:
         log.info("kpayd's worker is down")
 
 
-def from_environment(*, with_worker: bool = True) -> FastAPI:
+def from_environment(*, with_worker: bool = True) -> Listener:
     """Return the service as its environment describes it: what each uvicorn process of `kpayd serve` calls."""
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
-    return create_app(settings, with_worker=with_worker)
+    return Listener(create_app(settings, with_worker=with_worker))
 
 
 web_alone = partial(from_environment, with_worker=False)

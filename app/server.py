@@ -59,9 +59,14 @@ class Protocol(HttpToolsProtocol):
         super().data_received(_UPGRADE.sub(b"\r\nx-upgrade:", received[:end]) + received[end:])
 
     def on_headers_complete(self) -> None:
-        """Let whoever answers hang up on a reader that takes nothing: a close would wait for it for ever."""
+        """Let whoever answers hang up on a reader that takes nothing: a close would wait for it for ever.
+
+        And let whoever reads the body see whether it is all there: most come with their head, and need no clock.
+        """
         self.scope["state"]["hang_up"] = self.transport.abort
         super().on_headers_complete()
+        cycle = self.cycle
+        self.scope["state"]["body_is_there"] = lambda: not cycle.more_body
 
     def _await_head(self) -> None:
         if self._cut_off is None:

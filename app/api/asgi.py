@@ -18,6 +18,7 @@ from app.database import UNAVAILABLE
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
+_CLOSE = {"Connection": "close"}
 
 
 class Farewell:
@@ -116,30 +117,37 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await _read(scope, receive)
-        except _TooLarge:
-            problem = Problem(413, "too_large", "a body may have 64 KiB at most", headers={"Connection": "close"})
-            await problem.response()(scope, receive, send)
+            body = await read_body(scope, receive)
+        except BodyRefused as exc:
+            await exc.problem.response()(scope, receive, send)
             return
-        except TimeoutError:
-            problem = Problem(408, "too_slow", "the body did not arrive in time", headers={"Connection": "close"})
-            await problem.response()(scope, receive, send)
-            return
-        if body is None:
-            return
-        await self._app(scope, _replay(body, receive), send)
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
 
 
-class _TooLarge(Exception):  # noqa: N818 - the name says what it is
-    pass
+class BodyRefused(Exception):  # noqa: N818 - the name says what it is
+    """A body is not taken: what is answered, before the connection is closed that the rest of it may come by."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes | None:
+    """Return the whole body, or None where the client has gone. Raises `BodyRefused`: too large, or too slow."""
+    if scope["state"]["body_is_there"]():
+        return await _read(scope, receive)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(scope, receive)
+    except TimeoutError:
+        raise BodyRefused(Problem(408, "too_slow", "the body did not arrive in time", headers=_CLOSE)) from None
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes | None:
-    """Return the whole body, or None where the client has gone."""
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:10]) > MAX_BODY:
-        raise _TooLarge
+        raise _too_large()
     body = bytearray()
     while True:
         message = await receive()
@@ -147,9 +155,13 @@ async def _read(scope: Scope, receive: Receive) -> bytes | None:
             return None
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
-            raise _TooLarge
+            raise _too_large()
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _too_large() -> BodyRefused:
+    return BodyRefused(Problem(413, "too_large", "a body may have 64 KiB at most", headers=_CLOSE))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

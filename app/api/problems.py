@@ -267,7 +267,8 @@ async def unavailable(request: Request, exc: Exception) -> JSONResponse:
     return Problem(503, "unavailable", detail, headers=_RETRY_AFTER).response()
 
 
-async def _mistake(_: Request, exc: Exception) -> JSONResponse:
+async def mistake(_: Request, exc: Exception) -> JSONResponse:
+    """Answer 500: nothing that a caller could do about it."""
     log.error("a mistake of this service", error=type(exc).__name__, exc_info=exc)
     return Problem(500, "internal", "a mistake of this service; it has been logged").response()
 
@@ -282,17 +283,17 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     InDoubt: _in_doubt,
     BadCursor: _cursor,
     # Statements that can never work are mistakes of ours, not an absent database.
-    DataError: _mistake,
-    IntegrityError: _mistake,
-    ProgrammingError: _mistake,
-    SQLAlchemyError: _mistake,
+    DataError: mistake,
+    IntegrityError: mistake,
+    ProgrammingError: mistake,
+    SQLAlchemyError: mistake,
     DBAPIError: unavailable,
     asyncpg.InterfaceError: unavailable,
     asyncpg.PostgresError: unavailable,
     PoolTimeoutError: unavailable,
     TimeoutError: unavailable,
     OSError: unavailable,
-    Exception: _mistake,
+    Exception: mistake,
 }
 
 
