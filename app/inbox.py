@@ -6,7 +6,7 @@ stores the raw bodies, writes the timeline and wakes a check for every payment t
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ MOST_WAITING = 2_048
 MOST_OF_ONE = 256
 """How many different postbacks of one payment may wait: a storm of one must leave room for all others."""
 
+_LOOK_EVERY = 0.05
 _LONGEST = {"tid": 64, "momtransactionid": 64, "payaccount": 64, "statusid": 16, "statusdesc": 500}
 _OF_ONE_ROW = ("22", "23", "40", "54")
 """SQLSTATE classes of an error that one row may have brought on its neighbours: data, constraint, deadlock, limit."""
@@ -45,15 +46,19 @@ class Postback:
     raw: Raw
 
 
+_Stored = asyncio.Future[Row | None]
+
+
 class Inbox:
     """Stores postbacks durably. `run` must be running for `put` to return."""
 
     def __init__(self, database: Database, bell: Bell) -> None:
         self._database = database
         self._bell = bell
-        self._waiting: dict[tuple[str, bytes], tuple[Postback, asyncio.Future[Row | None]]] = {}
+        self._waiting: dict[tuple[str, bytes], tuple[Postback, _Stored]] = {}
         self._waiting_of: Counter[str] = Counter()
         self._arrived = asyncio.Event()
+        self._deadlines: deque[tuple[float, _Stored]] = deque()
 
     async def put(self, postback: Postback) -> Row | None:
         """Return once the postback is committed, with its payment as it is then, or None where there is none.
@@ -66,23 +71,35 @@ class Inbox:
         elif len(self._waiting) >= MOST_WAITING or self._waiting_of[postback.refid] >= MOST_OF_ONE:
             raise Full
         else:
-            stored = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            stored = loop.create_future()
+            self._deadlines.append((loop.time() + ANSWER_SECONDS, stored))
             # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
             stored.add_done_callback(lambda future: future.cancelled() or future.exception())
             self._waiting[key] = (postback, stored)
             self._waiting_of[postback.refid] += 1
             self._arrived.set()
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await asyncio.shield(stored)
+        return await asyncio.shield(stored)
 
     async def run(self) -> None:
         """Store what waits, batch after batch, until cancelled."""
-        while True:
-            await self._arrived.wait()
-            batch = self._take()
-            await self._settle(batch)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._give_up_late_ones())
+            while True:
+                await self._arrived.wait()
+                await self._settle(self._take())
 
-    def _take(self) -> list[tuple[Postback, asyncio.Future[Row | None]]]:
+    async def _give_up_late_ones(self) -> None:
+        """Let nobody wait longer than `ANSWER_SECONDS`. One look for all: a timer for each cost more than its batch."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            while self._deadlines and self._deadlines[0][0] <= now():
+                _, stored = self._deadlines.popleft()
+                if not stored.done():
+                    stored.set_exception(TimeoutError())
+
+    def _take(self) -> list[tuple[Postback, _Stored]]:
         """Return the next batch, oldest first, with each refid at most once: one UPDATE changes a row once."""
         taken: dict[str, tuple[str, bytes]] = {}
         for key in self._waiting:
@@ -95,7 +112,7 @@ class Inbox:
             self._arrived.clear()
         return batch
 
-    async def _settle(self, batch: Sequence[tuple[Postback, asyncio.Future[Row | None]]]) -> None:
+    async def _settle(self, batch: Sequence[tuple[Postback, _Stored]]) -> None:
         try:
             rows = await self._store([postback for postback, _ in batch])
         except UNAVAILABLE as exc:
@@ -108,11 +125,13 @@ class Inbox:
                 "postbacks could not be stored", count=len(batch), error=type(exc).__name__, sqlstate=sqlstate(exc)
             )
             for _, stored in batch:
-                stored.set_exception(exc)
+                if not stored.done():
+                    stored.set_exception(exc)
             return
         metrics.POSTBACK_BATCH.observe(len(batch))
         for (_, stored), row in zip(batch, rows, strict=True):
-            stored.set_result(row)
+            if not stored.done():  # given up meanwhile
+                stored.set_result(row)
         self._bell.ring(DUE)
 
     async def _store(self, batch: Sequence[Postback]) -> list[Row | None]:
