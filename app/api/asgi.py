@@ -79,7 +79,7 @@ class Authentication:
             parts = parts_of(request)
             kind, _, key = request.headers.get("authorization", "").partition(" ")
             address = remote_address(request, parts.settings.trusted_proxies)
-            guesser = bool(key) and parts.guesses.too_many(address) and not parts.clients.has_seen(key.strip())
+            guesser = bool(key) and not parts.clients.has_seen(key.strip()) and parts.guesses.too_many(address)
             if guesser and parts.guesses.turn.locked():
                 await _GUESSER.response()(scope, receive, send)
                 return
