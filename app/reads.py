@@ -97,13 +97,13 @@ class Lookup:
             # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
             batch.rows.add_done_callback(lambda task: task.cancelled() or task.exception())
         batch.refids.add(refid)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            row = (await asyncio.shield(batch.rows)).get(refid)
+        row = (await asyncio.shield(batch.rows)).get(refid)
         return row if row is not None and client in (None, row.client) else None
 
     async def _read(self, refids: set[str]) -> Mapping[str, Row]:
         try:
-            async with self._turn, self._database.autocommit() as connection:
+            # One clock for all: whoever comes later waits less.
+            async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.autocommit() as connection:
                 self._close(refids)  # whoever comes from here on may have been woken by a later change
                 return {row.refid: row for row in await connection.execute(_MANY, {"refids": list(refids)})}
         finally:
