@@ -9,13 +9,12 @@ from pathlib import Path
 from sqlalchemy import text
 
 from app.main import open_context
-from app.settings import PREFIX, Settings
 from bench import reading
 from bench.figures import Section, spread, two, whole
 from bench.postbacks import MOST
-from bench.servers import Fresh, Loaded, Postbacks, as_service
+from bench.servers import Fresh, Loaded, Postbacks, as_service, settings_of
 from bench.store import LEAST_PENDING, REFID, Payments, Store
-from tests.support import query, settings
+from tests.support import query
 
 CONNECTIONS = 32
 CLAIM = 16
@@ -35,14 +34,8 @@ Cost = tuple[float, float, float]
 """CPU of both, of PostgreSQL alone (microseconds), and how many a second."""
 
 
-def _settings(url: str) -> Settings:
-    """Return settings of a service that asks nobody."""
-    env = settings(url, "http://127.0.0.1:9/", 9, {"GATEWAY_TIMEOUT": "3600"})
-    return Settings.model_validate({name.removeprefix(PREFIX).lower(): value for name, value in env.items()})
-
-
 async def _claims(url: str, store: Store) -> Cost:
-    async with open_context(_settings(url)) as parts:
+    async with open_context(settings_of(url, "http://127.0.0.1:9/")) as parts:
 
         async def claim() -> int:
             claims = await parts.reconciler._lease(CLAIM)  # noqa: SLF001 - the very statements, without the call

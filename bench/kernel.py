@@ -57,6 +57,12 @@ def tree_megabytes(root: int) -> float:
     return sum(stat.pages for stat in _tree(root)) * _PAGE / 1e6
 
 
+def peak_megabytes(pid: int) -> float:
+    """Return the most resident memory that a process has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+
+
 def machine() -> str:
     """Return this machine in one line: cores, CPU model, memory, kernel."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

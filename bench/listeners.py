@@ -20,7 +20,7 @@ from pathlib import Path
 
 from app.dev.postgres import running
 from app.schema import migrate
-from bench.loop import cpu_seconds, megabytes
+from bench.kernel import peak_megabytes, tree_cpu, tree_megabytes
 from tests.support import Service, Simulator, eventually, metric, run_service, run_simulator, spoken
 
 STEPS = 4
@@ -59,19 +59,19 @@ async def fill(service: Service, count: int, gauge: str, opener: Opener) -> tupl
     opened: list[Open] = []
     each: list[float] = []
     for _ in range(STEPS):
-        before, among = megabytes(service.process.child.pid, "VmRSS"), len(opened)
+        before, among = tree_megabytes(service.process.child.pid), len(opened)
         while len(opened) < among + count // STEPS:
             opened += await asyncio.gather(*(opener(len(opened) + n) for n in range(BURST)))
             await counted(service, gauge, len(opened))
-        each.append((megabytes(service.process.child.pid, "VmRSS") - before) * 1000 / (len(opened) - among))
+        each.append((tree_megabytes(service.process.child.pid) - before) * 1000 / (len(opened) - among))
     return opened, each
 
 
 async def idle_cpu(service: Service) -> float:
     """Return how much of one core the service takes while nothing happens, in per cent."""
-    before = cpu_seconds(service.process.child.pid)
+    before = tree_cpu(service.process.child.pid)
     await asyncio.sleep(IDLE_SECONDS)
-    return (cpu_seconds(service.process.child.pid) - before) / IDLE_SECONDS * 100
+    return (tree_cpu(service.process.child.pid) - before) / IDLE_SECONDS * 100
 
 
 def line(name: str, figures: str) -> None:
@@ -147,7 +147,7 @@ async def measure(one: Service, other: Service, idle: str, simulator: Simulator,
         await asyncio.to_thread(service.read, (await asyncio.to_thread(service.start))["refid"], wait=10)
     warm = [await ask(one, "/v1/events/stream", idle) for _ in range(50)]
     await counted(one, "kpayd_streams", len(warm))
-    line("memory with nobody there", f"{megabytes(pid, 'VmRSS'):.0f} MB")
+    line("memory with nobody there", f"{tree_megabytes(pid):.0f} MB")
     line("CPU with nobody there", f"{await idle_cpu(one):.1f} % of one core")
 
     opened, each = await fill(one, wanted.streams, "kpayd_streams", lambda _: ask(one, "/v1/events/stream", idle))
@@ -170,7 +170,7 @@ async def measure(one: Service, other: Service, idle: str, simulator: Simulator,
     told(f"commit to answer, another process, {SAME} each", await wait_delays(one, simulator, refids, opened))
     for _, writer in opened:
         writer.close()
-    line("memory at most", f"{megabytes(pid, 'VmHWM'):.0f} MB")
+    line("memory at most", f"{peak_megabytes(pid):.0f} MB")
 
 
 def main() -> None:

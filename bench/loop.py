@@ -1,86 +1,150 @@
-"""The full loop: start, postback, confirmed, against a simulator whose payers pay at once.
+"""The whole loop, start, postback, confirmed: one process beside the sum of its statements in pgbench."""
 
-    .venv/bin/python -m bench.loop --payments 1500 --at-once 32
-
-Prints payments a second, the service's CPU per payment as the kernel counts it, its memory, and how long it takes to
-start. Service, simulator, PostgreSQL and load share the machine.
-"""
-
-import argparse
-import asyncio
-import tempfile
+import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
-
 from app.dev.laptop import free_port
-from app.dev.postgres import running
-from app.schema import migrate
-from tests.support import Service, answers, payment, run_service, run_simulator
+from bench import script, wrk
+from bench.figures import BenchError, Sample, Section, rate_head, rate_rows, spread, whole
+from bench.kernel import tree_cpu
+from bench.pgbench import PgBench
+from bench.relations import updated, updates
+from bench.servers import Contender, interleaved
+from bench.store import Payments, Store
+from bench.wrk import spoken
+from tests.support import Service, Simulator, answers, payment, query, run_service, run_simulator
 
-TICKS = 100  # the kernel's clock ticks a second
+CONNECTIONS = (8, 32)
+LATENCIES = (0.0, 0.2)
+ROWS = 10_000
+MOST = 600
+PAYER_DELAY = 0.01
 
+PGBENCH = "pgbench, the same statements"
+_WATCHED = ("payments", "events")
+_PATIENCE = 60.0
+_POLL = 0.2
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used, its system calls included."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
-    return (int(user) + int(system)) / TICKS
-
-
-def megabytes(pid: int, name: str) -> float:
-    """Return a size from the kernel's status of a process, in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(name))
-
-
-async def play(service: Service, payments: int, at_once: int) -> tuple[float, float]:
-    """Start payments and wait until all are final; return the seconds until all were started, and until all ended."""
-    limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-    headers = {"Authorization": f"Bearer {service.key}"}
-    async with httpx2.AsyncClient(
-        base_url=service.url, headers=headers, trust_env=False, timeout=60, limits=limits
-    ) as http:
-        turn = asyncio.Semaphore(at_once)
-
-        async def start() -> None:
-            async with turn:
-                (await http.post("/v1/payments", json=payment())).raise_for_status()
-
-        began = time.perf_counter()
-        await asyncio.gather(*(start() for _ in range(payments)))
-        started = time.perf_counter() - began
-        while (await http.get("/v1/payments", params={"status": "pending", "limit": 1})).json()["items"]:  # noqa: ASYNC110 - another process is waited for
-            await asyncio.sleep(0.05)
-        return started, time.perf_counter() - began
+_OPEN = "SELECT count(*) FROM payments WHERE created_at >= $1 AND final_at IS NULL"
+# An entry's time is the moment of its writing; that of a reply is a commit before the 201.
+_PLAYED = """
+SELECT count(*) AS payments, extract(epoch FROM max(ended) - $1)::float AS seconds,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY milliseconds) AS p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY milliseconds) AS p99
+FROM (
+  SELECT ended, 1000 * extract(epoch FROM ended - taken) AS milliseconds FROM (
+    SELECT min(e.created_at) FILTER (WHERE e.source = 'gateway_reply') AS taken,
+        max(e.created_at) FILTER (WHERE e.type = 'payment.succeeded') AS ended
+    FROM payments AS p JOIN events AS e ON e.refid = p.refid
+    WHERE p.created_at >= $1 GROUP BY p.refid) AS each) AS times
+"""
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--payments", type=int, default=1500)
-    parser.add_argument("--at-once", type=int, default=32)
-    wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with running(folder / "postgres") as server, run_simulator(folder, payer_delay=0.01) as simulator:
-            migrate(server.url)
-            began, port = time.perf_counter(), free_port()
-            with run_service(folder, server.url, simulator, {"CHECK_CONCURRENCY": "32"}, port=port) as service:
-                answers(service.process, f"{service.url}/readyz")
-                pid = service.process.child.pid
-                print(f"start to ready   {time.perf_counter() - began:.1f} s")
-                print(f"memory when idle {megabytes(pid, 'VmRSS'):.0f} MB")
-                asyncio.run(play(service, 200, 8))
-                before = cpu_seconds(pid)
-                started, ended = asyncio.run(play(service, wanted.payments, wanted.at_once))
-                used = (cpu_seconds(pid) - before) / wanted.payments * 1000
-                print(f"started          {wanted.payments / started:.0f} payments/s, {wanted.at_once} at once")
-                print(f"through the loop {wanted.payments / ended:.0f} payments/s")
-                print(f"CPU of service   {used:.1f} ms a payment")
-                print(f"memory at most   {megabytes(pid, 'VmHWM'):.0f} MB")
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A service and its simulator, which answers after `latency` seconds, under callers who start payments."""
+
+    folder: Path
+    store: Store
+    service: Service
+    simulator: Simulator
+    latency: float
+    of_simulator: list[float] = field(default_factory=list)
+    """CPU microseconds of the simulator for each payment, measurement by measurement."""
+
+    def measure(self, seconds: float, connections: int) -> Sample:
+        """Start payments for so long and wait until all have ended; p50 and p99 are from taken in to final.
+
+        Raises `BenchError` where one does not end as paid.
+        """
+        self.simulator.behave(latency=self.latency)
+        url, pid, other = self.service.database_url, self.service.process.child.pid, self.simulator.process.child.pid
+        began = query(url, "SELECT clock_timestamp()")[0][0]
+        before = tree_cpu(pid), self.store.cpu(), tree_cpu(other)
+        wrk.run(
+            self.folder,
+            int(self.service.url.rpartition(":")[2]),
+            self._requests(int(MOST * max(1, seconds))),
+            seconds=seconds,
+            connections=connections,
+            server_cpu=lambda: tree_cpu(pid),
+            postgres_cpu=self.store.cpu,
+        )
+        deadline = time.monotonic() + _PATIENCE
+        while left := query(url, _OPEN, began)[0][0]:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{left} payments are not final after {_PATIENCE:.0f} s; {self.service.process.log}")
+            time.sleep(_POLL)
+        after = tree_cpu(pid), self.store.cpu(), tree_cpu(other)
+        played = query(url, _PLAYED, began)[0]
+        server, postgres, simulator = (late - early for early, late in zip(before, after, strict=True))
+        self.of_simulator.append(simulator / played["payments"] * 1e6)
+        return Sample(played["payments"], played["seconds"], server, postgres, played["p50"], played["p99"])
+
+    def _requests(self, count: int) -> Iterator[bytes]:
+        body = json.dumps(payment()).encode()
+        for _ in range(count):
+            yield spoken("POST", "/v1/payments", body, [("Authorization", f"Bearer {self.service.key}")])
 
 
-if __name__ == "__main__":
-    main()
+def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Section:
+    """Measure a gateway that answers at once, one that takes its time, and PostgreSQL alone."""
+    section = Section(
+        f"The whole loop: start, postback, confirmed, {ROWS:,} payments in the table",
+        rate_head("pgbench"),
+        notes=[
+            (
+                "One `kpayd serve`, web and worker, and K-Pay's simulator, which answers after so many milliseconds; "
+                f"its payers pay {PAYER_DELAY * 1000:.0f} ms after the reply. wrk starts payments on so many "
+                "connections. A payment is counted when it is final, and the time runs until the last one is."
+            ),
+            (
+                "p50 and p99 are from the commit before the 201 to the change to final, as the timeline has them: the "
+                "payer, the postback, its commit, the check and the check's answer."
+            ),
+            (
+                "pgbench plays the statements and transactions that the service's own parts were seen to send for one "
+                "payment (bench/script.py), prepared, one payment after the other on each connection. What differs: "
+                "the service shares a commit among many postbacks, a claim among many checks and a publication among "
+                "many events, where pgbench takes each for one payment and waits in line for the feed's row; and it "
+                "looks at keys, at what is due and at the outbox by the clock, and rings for other processes."
+            ),
+        ],
+    )
+    of = store.filled("loop", ROWS, twin=True)
+    with ExitStack() as stack:
+        simulator = stack.enter_context(run_simulator(folder, payer_delay=PAYER_DELAY))
+        twin, sql = store.twin(of), script.captured(of.url, simulator)
+        began, port = time.monotonic(), free_port()
+        service = stack.enter_context(
+            run_service(folder, of.url, simulator, {"CHECK_CONCURRENCY": str(max(CONNECTIONS))}, port=port)
+        )
+        answers(service.process, f"{service.url}/readyz")
+        section.notes.append(f"The service was ready {time.monotonic() - began:.1f} s after its start.")
+        loops = {latency: Loop(folder, store, service, simulator, latency) for latency in LATENCIES}
+        contenders: dict[str, Contender] = {
+            **{f"kpayd, K-Pay takes {latency * 1000:.0f} ms": loop for latency, loop in loops.items()},
+            PGBENCH: PgBench(folder, store, twin, sql),
+        }
+        before = updates(of.url)
+        for connections in CONNECTIONS:
+            runs = interleaved(contenders, seconds=seconds, rounds=rounds, connections=connections)
+            section.rows += rate_rows(runs, PGBENCH, connections)
+        hot = updated(before, updates(of.url))
+    _look_at(twin)
+    spent = spread([each for loop in loops.values() for each in loop.of_simulator], whole)
+    section.notes.append(f"The simulator, in Python, took {spent} µs of CPU for each payment, of the same cores.")
+    section.notes.append(f"HOT updates: {', '.join(f'{table} {hot[table]}' for table in _WATCHED)}.")
+    return section
+
+
+def _look_at(twin: Payments) -> None:
+    """Raise `BenchError` where pgbench has not brought all of its payments to their end."""
+    unpaid = f"SELECT count(*) FROM payments WHERE {script.MADE} AND status <> 'succeeded'"  # noqa: S608 - our own words
+    other = query(twin.url, unpaid)[0][0]
+    if other:
+        raise BenchError(f"{other} payments of pgbench's did not come to their end: its script lacks something")

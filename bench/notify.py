@@ -26,7 +26,7 @@ from app.database import async_url, open_database
 from app.dev.postgres import running
 from app.models import payments
 from app.schema import migrate
-from bench.loop import cpu_seconds
+from bench.kernel import tree_cpu
 from tests.support import Service, payment, run_service, run_simulator
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -99,11 +99,11 @@ async def measure(service: Service, receivers: Receivers, address: str, count: i
         await asyncio.sleep(2)
         receivers.arrived.clear()
         pid = service.process.child.pid
-        before = cpu_seconds(pid)
+        before = tree_cpu(pid)
         await backlog(service.database_url, template, names, events)
         while len(receivers.arrived) < events:  # noqa: ASYNC110 - another process is waited for
             await asyncio.sleep(0.02)
-        used = (cpu_seconds(pid) - before) / events * 1000
+        used = (tree_cpu(pid) - before) / events * 1000
         times = [at for at, _ in receivers.arrived]
         rate = events / (max(times) - min(times))
         receivers.arrived.clear()

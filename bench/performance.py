@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.dev.postgres import binaries
-from bench import checks, footprint, growth, postbacks, reading, tail, wrk
+from bench import checks, footprint, growth, loop, postbacks, reading, tail, wrk
 from bench.figures import BenchError, Section
 from bench.kernel import machine
 from bench.peers.environments import versions
@@ -83,6 +83,11 @@ def _checks(run: Run) -> Section:
     return checks.measure(run.folder, run.store, run.of, checks=most, rounds=run.wanted.rounds)
 
 
+def _loop(run: Run) -> Section:
+    seconds, rounds = run.time
+    return loop.measure(run.folder, run.store, seconds=seconds, rounds=rounds)
+
+
 def _memory(run: Run) -> Section:
     return footprint.measure(run.folder, run.store, run.of, seconds=run.wanted.seconds, soak=run.wanted.soak)
 
@@ -101,6 +106,7 @@ WORKS: Mapping[str, Callable[[Run], Section]] = {
     "peers": _peers,
     "reads": _reads,
     "tail": _tail,
+    "loop": _loop,
     "memory": _memory,
     "growth": _growth,
     "checks": _checks,

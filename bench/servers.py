@@ -11,7 +11,7 @@ from typing import Protocol
 import httpx2
 
 from app.dev.laptop import free_port
-from app.settings import environment
+from app.settings import PREFIX, Settings, environment
 from bench import wrk
 from bench.figures import BenchError, Refused, Runs, Sample
 from bench.kernel import tree_cpu, tree_megabytes
@@ -136,6 +136,12 @@ def _measured(contender: Contender, seconds: float, connections: int) -> Sample:
             print(f"  once again: {exc}", flush=True)
             time.sleep(_PAUSE)
     return contender.measure(seconds, connections)
+
+
+def settings_of(url: str, gateway: str) -> Settings:
+    """Return the settings of a service whose parts run in this process; nobody calls it back."""
+    env = settings(url, gateway, 9, {"GATEWAY_TIMEOUT": "3600"})
+    return Settings.model_validate({name.removeprefix(PREFIX).lower(): value for name, value in env.items()})
 
 
 @contextmanager
