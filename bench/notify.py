@@ -1,149 +1,252 @@
-"""Notifications: how many a second one process delivers, and how long after the commit they arrive.
+"""Notifications: how many a second one worker delivers, and how long after the commit they arrive.
 
-    .venv/bin/python -m bench.notify --events 3000 --receivers 1 10 100
-
-A backlog of events is put into the outbox at once and the receivers, which answer 200 at once, count; then payments
-are played through the whole loop at a gentle pace, and the delay is from an event's timestamp, which is taken just
-before its commit, to the arrival of its notification. Everything shares the machine.
+A backlog of events stands in the outbox and is published and delivered; the limit is the same receiver under wrk, which
+sends it the very bytes of a notification that came. Then events are written at a gentle pace, and the delay is from an
+event's timestamp, which is taken just before its commit, to the arrival of its notification.
 """
 
-import argparse
 import asyncio
+import itertools
 import json
-import statistics
-import tempfile
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncpg
 import httpx2
 
 from app.clients import Clients
 from app.database import async_url, open_database
-from app.dev.postgres import running
-from app.models import payments
-from app.schema import migrate
+from app.dev.laptop import free_port
+from app.herald import CHANNEL
+from app.models import payments, state
+from bench import wrk
+from bench.figures import BenchError, Sample, Section, ratios, spread, two, whole
 from bench.kernel import tree_cpu
-from tests.support import Service, payment, run_service, run_simulator
+from bench.relations import Updates, updated, updates
+from bench.servers import Contender, Server, interleaved, started
+from bench.store import Store, refid_of
+from tests.support import Process, kpayd, query, settings
 
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+RECEIVERS = (1, 10, 100)
+LIMIT_BY = 32
+MOST = 60_000
+"""So many notifications the limit is measured with at most: wrk has all of them in memory."""
+BACKLOG = 300
+"""Events in the outbox for each second that a measurement shall take."""
+PACE = 50
+"""Events a second while the delay is measured."""
+
+_LIMIT = "the receiver alone, under wrk"
+_PAID = 1
+"""A payment that was paid: whatever is told is told of copies of it."""
+_ROWS = 1_000
+_PATIENCE = 60.0
+_POLL = 0.05
+_HEAD = (
+    *("what", "notifications a second", "of the limit", "CPU of the worker, µs each"),
+    *("CPU of PostgreSQL, µs each", "CPU of the receiver, µs each", "delay, p50, ms", "delay, p99, ms"),
+)
+_COPIED = ", ".join(column.name for column in payments.c if column.name not in ("refid", "client"))
+_TELL = f"""
+WITH made AS (
+    INSERT INTO payments (refid, client, {_COPIED})
+    SELECT 'N' || gen_random_uuid(), ($2::text[])[1 + n % cardinality($2::text[])], {_COPIED}
+    FROM payments, generate_series(1, $3) AS n WHERE refid = $1 RETURNING refid)
+INSERT INTO events (refid, seq, type, source, status, state)
+SELECT refid, 1, 'payment.succeeded', 'checkstatus', 'succeeded', $4::jsonb FROM made
+"""  # noqa: S608 - our own columns
+_OPEN = "SELECT count(*) FROM deliveries WHERE next_at IS NOT NULL"
 
 
-class Receivers:
-    """All receivers in one: what arrived, and when."""
+class Receiver:
+    """The receiver, in a process of its own."""
 
-    def __init__(self) -> None:
-        self.arrived: list[tuple[float, bytes]] = []
+    def __init__(self, server: Server, http: httpx2.Client) -> None:
+        self.server = server
+        self._http = http
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer every POST of one connection."""
+    def count(self) -> int:
+        """Return how many notifications have come."""
+        return int(self._http.get("/").text)
+
+    def arrived(self) -> Sequence[tuple[float, float]]:
+        """Return when each came that was not asked for before, and its event's timestamp."""
+        lines = [line.partition(" ") for line in self._http.get("/arrived").text.splitlines()]
+        return [(float(at), datetime.fromisoformat(event).timestamp()) for at, _, event in lines]
+
+    def last(self) -> bytes:
+        """Return the last notification byte for byte."""
+        return self._http.get("/last").content
+
+
+@contextmanager
+def receiving(folder: Path) -> Iterator[Receiver]:
+    """Run a receiver."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.receiver", str(port)]
+    with (
+        started(command, Path.cwd(), {}, port, folder / "receiver.log") as server,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as http,
+    ):
+        yield Receiver(server, http)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The receiver under wrk."""
+
+    folder: Path
+    store: Store
+    receiver: Receiver
+
+    def measure(self, seconds: float, connections: int) -> Sample:
+        """Send it the last notification again and again; the server's CPU is the receiver's."""
+        sample = wrk.run(
+            self.folder,
+            self.receiver.server.port,
+            itertools.repeat(self.receiver.last(), MOST),
+            seconds=seconds,
+            connections=connections,
+            server_cpu=self.receiver.server.cpu,
+            postgres_cpu=self.store.cpu,
+        )
+        self.receiver.arrived()
+        return sample
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries:
+    """One worker on a database of its own, with so many clients that are notified."""
+
+    store: Store
+    receiver: Receiver
+    worker: Process
+    url: str
+    clients: Sequence[str]
+    of_receiver: list[float] = field(default_factory=list)
+    """CPU microseconds of the receiver for each notification, measurement by measurement."""
+
+    def measure(self, seconds: float, _connections: int) -> Sample:
+        """Deliver a backlog, then events at a gentle pace; p50 and p99 are the delays of those.
+
+        Raises `BenchError` where not all arrive.
+        """
+        self.receiver.arrived()
+        pid, count = self.worker.child.pid, max(1, int(BACKLOG * seconds))
+        before = tree_cpu(pid), self.store.cpu(), self.receiver.server.cpu()
+        began = asyncio.run(self._told(count, at_once=True))
+        times = self._delivered(count)
+        after = tree_cpu(pid), self.store.cpu(), self.receiver.server.cpu()
+        worker, postgres, receiver = (late - early for early, late in zip(before, after, strict=True))
+        self.of_receiver.append(receiver / count * 1e6)
+        paced = max(1, int(PACE * seconds))
+        asyncio.run(self._told(paced, at_once=False))
+        delays = sorted((at - event) * 1000 for at, event in self._delivered(paced))
+        p50, p99 = delays[len(delays) // 2], delays[int(len(delays) * 0.99)]
+        return Sample(count, max(at for at, _ in times) - began, worker, postgres, p50, p99)
+
+    async def _told(self, count: int, *, at_once: bool) -> float:
+        """Commit so many events, in one commit or by the clock, and ring; return when the last commit was."""
+        connection = await asyncpg.connect(async_url(self.url).replace("+asyncpg", ""))
         try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                body = await reader.readexactly(length)
-                self.arrived.append((time.time(), body))
-                writer.write(_ANSWER)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
+            paid = await connection.fetchrow("SELECT * FROM payments WHERE refid = $1", refid_of(_PAID))
+            known = json.dumps(state(SimpleNamespace(**paid)))
+            began, committed = time.monotonic(), time.time()
+            for number in range(1 if at_once else count):
+                await asyncio.sleep(began + number / PACE - time.monotonic())
+                # Each time from another client on: one event is the first one's.
+                names = [*self.clients[number % len(self.clients) :], *self.clients[: number % len(self.clients)]]
+                await connection.execute(_TELL, refid_of(_PAID), names, count if at_once else 1, known)
+                committed = time.time()
+                await connection.execute("SELECT pg_notify($1, 'p:-')", CHANNEL)
+            return committed
+        finally:
+            await connection.close()
+
+    def _delivered(self, count: int) -> Sequence[tuple[float, float]]:
+        """Wait until so many have arrived and are written down as delivered; return their times and events' times."""
+        deadline, arrived = time.monotonic() + _PATIENCE, list(self.receiver.arrived())
+        while len(arrived) < count or query(self.url, _OPEN)[0][0]:
+            if time.monotonic() > deadline or self.worker.child.poll() is not None:
+                raise BenchError(f"{len(arrived)} of {count} notifications arrived: {self.worker.words[-500:]}")
+            time.sleep(_POLL)
+            arrived += self.receiver.arrived()
+        return arrived
 
 
-@asynccontextmanager
-async def receiving() -> AsyncIterator[tuple[Receivers, str]]:
-    """Yield receivers and their address."""
-    receivers = Receivers()
-    server = await asyncio.start_server(receivers.serve, "127.0.0.1", 0)
-    async with server:
-        yield receivers, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-
-async def backlog(database_url: str, template: str, clients: Sequence[str], events: int) -> None:
-    """Put `events` of as many payments into the outbox, in one commit, and ring."""
-    columns = [column.name for column in payments.c if column.name not in ("refid", "client")]
-    names = ", ".join(columns)
-    connection = await asyncpg.connect(async_url(database_url).replace("+asyncpg", ""))
-    try:
-        async with connection.transaction():
-            await connection.execute(
-                f"INSERT INTO payments (refid, client, {names}) "  # noqa: S608 - our own columns
-                f"SELECT 'b-' || gen_random_uuid(), ($2::text[])[1 + n % cardinality($2::text[])], {names} "
-                "FROM payments, generate_series(0, $3 - 1) AS n WHERE refid = $1",
-                template,
-                list(clients),
-                events,
-            )
-            await connection.execute(
-                "INSERT INTO events (refid, seq, type, source, status, state) "
-                "SELECT p.refid, 9, 'payment.succeeded', 'checkstatus', 'succeeded', e.state "
-                "FROM payments AS p, events AS e WHERE p.refid LIKE 'b-%' AND e.refid = $1 AND e.seq = 1 "
-                "AND NOT EXISTS (SELECT FROM events AS x WHERE x.refid = p.refid)",
-                template,
-            )
-        await connection.execute("SELECT pg_notify('kpayd', 'p:-')")
-    finally:
-        await connection.close()
-
-
-async def measure(service: Service, receivers: Receivers, address: str, count: int, events: int) -> str:
-    """Return the line of the table for `count` receivers."""
-    names = [f"bench-{count}-{number}" for number in range(count)]
-    async with open_database(service.database_url, pool=1) as database:
+async def _add(url: str, port: int, names: Sequence[str]) -> None:
+    async with open_database(url, pool=1) as database:
         clients = Clients(database)
-        keys = [(await clients.add(name, webhook_url=f"{address}/{name}")).key for name in names]
-    headers = {"Authorization": f"Bearer {keys[0]}"}
-    async with httpx2.AsyncClient(base_url=service.url, headers=headers, trust_env=False, timeout=60) as http:
-        template = (await http.post("/v1/payments", json=payment(), params={"wait": 20})).json()["refid"]
-        await asyncio.sleep(2)
-        receivers.arrived.clear()
-        pid = service.process.child.pid
-        before = tree_cpu(pid)
-        await backlog(service.database_url, template, names, events)
-        while len(receivers.arrived) < events:  # noqa: ASYNC110 - another process is waited for
-            await asyncio.sleep(0.02)
-        used = (tree_cpu(pid) - before) / events * 1000
-        times = [at for at, _ in receivers.arrived]
-        rate = events / (max(times) - min(times))
-        receivers.arrived.clear()
-        for _ in range(200):
-            await http.post("/v1/payments", json=payment())
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(2)
-    delays = sorted(
-        at - datetime.fromisoformat(json.loads(body)["timestamp"]).astimezone(UTC).timestamp()
-        for at, body in receivers.arrived
+        for name in names:
+            await clients.add(name, webhook_url=f"http://127.0.0.1:{port}/{name}")
+
+
+@contextmanager
+def delivering(folder: Path, store: Store, receiver: Receiver, count: int) -> Iterator[Deliveries]:
+    """Run a worker that notifies so many clients, each at an address of its own."""
+    url = store.filled(f"notify_{count}", _ROWS).url
+    names = [f"bench-{number}" for number in range(count)]
+    asyncio.run(_add(url, receiver.server.port, names))
+    env = settings(url, "http://127.0.0.1:9/", free_port(), {"WEBHOOK_HOSTS": "127.0.0.1"})
+    with kpayd(folder, env, "worker") as worker:
+        yield Deliveries(store, receiver, worker, url, names)
+
+
+def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Section:
+    """Measure few receivers and many in turn, and the limit beside them."""
+    section = Section(
+        "Notifications delivered by one worker",
+        _HEAD,
+        notes=[
+            (
+                "One `kpayd worker` and one receiver, a process that answers 200 at once, for all clients. The rate is "
+                "that of a backlog, from its commit to the last arrival: events are published, claimed, signed, sent "
+                "and written down. The limit is what wrk can do with the very bytes of a notification on "
+                f"{LIMIT_BY} connections."
+            ),
+            (
+                f"The delay is from an event's timestamp, just before its commit, to the arrival, at {PACE} events a "
+                "second."
+            ),
+        ],
     )
-    p99 = delays[int(len(delays) * 0.99)]
-    middle = statistics.median(delays)
-    return f"| {count} | {rate:.0f} | {used:.2f} | {middle * 1000:.0f} | {p99 * 1000:.0f} |"
+    with ExitStack() as stack:
+        receiver = stack.enter_context(receiving(folder))
+        works = {
+            f"kpayd, {count:,} receiver{'s'[: count - 1]}": stack.enter_context(
+                delivering(folder, store, receiver, count)
+            )
+            for count in RECEIVERS
+        }
+        before = {name: updates(work.url) for name, work in works.items()}
+        contenders: dict[str, Contender] = {**works, _LIMIT: Limit(folder, store, receiver)}
+        runs = interleaved(contenders, seconds=seconds, rounds=rounds, connections=LIMIT_BY)
+        for name, samples in runs.items():
+            work = works.get(name)
+            of_receiver = [sample.server_each for sample in samples] if work is None else work.of_receiver
+            section.rows.append(
+                [
+                    name,
+                    spread([sample.rate for sample in samples], whole),
+                    spread(ratios(runs, name, _LIMIT), two),
+                    "-" if work is None else spread([sample.server_each for sample in samples], whole),
+                    "-" if work is None else spread([sample.postgres_each for sample in samples], whole),
+                    spread(of_receiver, whole),
+                    "-" if work is None else spread([sample.p50 for sample in samples], two),
+                    "-" if work is None else spread([sample.p99 for sample in samples], two),
+                ]
+            )
+        section.notes.append(f"HOT updates of deliveries and events: {'; '.join(_hot(works, before))}.")
+    return section
 
 
-async def measure_all(service: Service, counts: Sequence[int], events: int) -> None:
-    """Measure for each number of receivers and print the table."""
-    print("| receivers | notifications/s | CPU of the service, ms each | delay, median ms | delay, p99 ms |")
-    print("|---|---|---|---|---|")
-    async with receiving() as (receivers, address):
-        for count in counts:
-            print(await measure(service, receivers, address, count, events), flush=True)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--events", type=int, default=3000)
-    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 10, 100])
-    wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with running(folder / "postgres") as server, run_simulator(folder, payer_delay=0.05) as simulator:
-            migrate(server.url)
-            settings = {"WEBHOOK_HOSTS": "127.0.0.1"}
-            with run_service(folder, server.url, simulator, settings) as service:
-                asyncio.run(measure_all(service, wanted.receivers, wanted.events))
-
-
-if __name__ == "__main__":
-    main()
+def _hot(works: Mapping[str, Deliveries], before: Mapping[str, Updates]) -> Iterator[str]:
+    for name, work in works.items():
+        hot = updated(before[name], updates(work.url))
+        yield f"{name}: {hot['deliveries']}, {hot['events']}"

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.dev.postgres import binaries
-from bench import checks, footprint, growth, loop, postbacks, reading, tail, wrk
+from bench import checks, footprint, growth, loop, notify, postbacks, reading, tail, wrk
 from bench.figures import BenchError, Section
 from bench.kernel import machine
 from bench.peers.environments import versions
@@ -88,6 +88,11 @@ def _loop(run: Run) -> Section:
     return loop.measure(run.folder, run.store, seconds=seconds, rounds=rounds)
 
 
+def _notifications(run: Run) -> Section:
+    seconds, rounds = run.time
+    return notify.measure(run.folder, run.store, seconds=seconds, rounds=rounds)
+
+
 def _memory(run: Run) -> Section:
     return footprint.measure(run.folder, run.store, run.of, seconds=run.wanted.seconds, soak=run.wanted.soak)
 
@@ -107,6 +112,7 @@ WORKS: Mapping[str, Callable[[Run], Section]] = {
     "reads": _reads,
     "tail": _tail,
     "loop": _loop,
+    "notifications": _notifications,
     "memory": _memory,
     "growth": _growth,
     "checks": _checks,
