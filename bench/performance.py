@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.dev.postgres import binaries
-from bench import checks, footprint, growth, loop, notify, postbacks, reading, tail, wrk
+from bench import anatomy, checks, footprint, growth, loop, notify, postbacks, reading, tail, wrk
 from bench.figures import BenchError, Section
 from bench.kernel import machine
 from bench.peers.environments import versions
@@ -58,59 +58,65 @@ class Run:
         return self.wanted.seconds, self.wanted.rounds
 
 
-def _postbacks(run: Run) -> Section:
+def _postbacks(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return postbacks.against_postgres(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)
+    return [postbacks.against_postgres(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)]
 
 
-def _peers(run: Run) -> Section:
+def _peers(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return postbacks.against_peers(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)
+    return [postbacks.against_peers(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)]
 
 
-def _reads(run: Run) -> Section:
+def _reads(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return reading.measure(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)
+    return [reading.measure(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)]
 
 
-def _tail(run: Run) -> Section:
+def _tail(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return tail.measure(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)
+    return [tail.measure(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)]
 
 
-def _checks(run: Run) -> Section:
+def _checks(run: Run) -> Sequence[Section]:
     most = min(run.wanted.checks, run.of.rows)
-    return checks.measure(run.folder, run.store, run.of, checks=most, rounds=run.wanted.rounds)
+    return [checks.measure(run.folder, run.store, run.of, checks=most, rounds=run.wanted.rounds)]
 
 
-def _loop(run: Run) -> Section:
+def _anatomy(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return loop.measure(run.folder, run.store, seconds=seconds, rounds=rounds)
+    return anatomy.measure(run.folder, run.store, run.of, seconds=seconds, rounds=rounds)
 
 
-def _notifications(run: Run) -> Section:
+def _loop(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
-    return notify.measure(run.folder, run.store, seconds=seconds, rounds=rounds)
+    return [loop.measure(run.folder, run.store, seconds=seconds, rounds=rounds)]
 
 
-def _memory(run: Run) -> Section:
-    return footprint.measure(run.folder, run.store, run.of, seconds=run.wanted.seconds, soak=run.wanted.soak)
+def _notifications(run: Run) -> Sequence[Section]:
+    seconds, rounds = run.time
+    return [notify.measure(run.folder, run.store, seconds=seconds, rounds=rounds)]
 
 
-def _growth(run: Run) -> Section:
+def _memory(run: Run) -> Sequence[Section]:
+    return [footprint.measure(run.folder, run.store, run.of, seconds=run.wanted.seconds, soak=run.wanted.soak)]
+
+
+def _growth(run: Run) -> Sequence[Section]:
     seconds, rounds = run.time
     sizes = [run.store.filled("small", min(_SMALLEST, run.of.rows)), run.of]
     if run.wanted.full:
         sizes.append(run.store.filled("large", _LARGEST))
-    return growth.measure(run.folder, run.store, sizes, seconds=seconds, rounds=rounds)
+    return [growth.measure(run.folder, run.store, sizes, seconds=seconds, rounds=rounds)]
 
 
 # Those that leave many payments due come last: a table that was worked hard is another table.
-WORKS: Mapping[str, Callable[[Run], Section]] = {
+WORKS: Mapping[str, Callable[[Run], Sequence[Section]]] = {
     "postbacks": _postbacks,
     "peers": _peers,
     "reads": _reads,
     "tail": _tail,
+    "anatomy": _anatomy,
     "loop": _loop,
     "notifications": _notifications,
     "memory": _memory,
@@ -164,7 +170,8 @@ def report(sections: Sequence[Section], words: Sequence[str], minutes: float) ->
 def main() -> None:
     """Measure what is wanted, print it, and write the report."""
     words = sys.argv[1:]
-    wanted, began, sections = arguments(words), time.monotonic(), []
+    wanted, began = arguments(words), time.monotonic()
+    sections: list[Section] = []
     wrk.find()
     with tempfile.TemporaryDirectory(prefix="kpayd-bench-") as name:
         folder = Path(name)
@@ -176,8 +183,9 @@ def main() -> None:
             for work, measure in WORKS.items():
                 if work in wanted.only:
                     print(f"{work}:", flush=True)
-                    sections.append(measure(run))
-                    print(f"\n{sections[-1].text()}", flush=True)
+                    found = measure(run)
+                    sections += found
+                    print("\n" + "\n".join(section.text() for section in found), flush=True)
                     store.tidy("bench")
     text = report(sections, words, (time.monotonic() - began) / 60)
     if wanted.out is not None:
