@@ -11,7 +11,7 @@ import httpx2
 
 from app.dev.laptop import free_port
 from bench import stacks
-from bench.figures import BenchError, Sample, Section, spread, two, whole
+from bench.figures import BenchError, Sample, Section, one, spread, two, whole
 from bench.postbacks import MOST
 from bench.servers import Contender, Loaded, Postbacks, interleaved, served, started
 from bench.store import Payments, Store
@@ -111,16 +111,16 @@ def _timing(of: Payments) -> Iterator[None]:
 def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds: int) -> Sequence[Section]:
     """Measure one process whose stacks are looked at, beside one that is let alone."""
     before = query(of.url, _WAL)[0]
-    with _timing(of), sampled(folder, store, of) as one, served(folder, of.url) as other:
+    with _timing(of), sampled(folder, store, of) as seen, served(folder, of.url) as other:
         contenders: dict[str, Contender] = {
-            _SAMPLED: one,
+            _SAMPLED: seen,
             _PLAIN: Loaded(folder, store, other, Postbacks(of), MOST),
         }
         runs = interleaved(contenders, seconds=seconds, rounds=rounds, connections=CONNECTIONS)
     # Now: a connection tells the last of its figures when it ends.
     fsyncs, *milliseconds = (late - early for early, late in zip(before, query(of.url, _WAL)[0], strict=True))
     fsync, write = (each / fsyncs for each in milliseconds)
-    found = one.found[-rounds:]
+    found = seen.found[-rounds:]
     each = [(sample.server_each or 0.0) for sample in runs[_SAMPLED]]
     dearer = [mine / (sample.server_each or 0.0) for mine, sample in zip(each, runs[_PLAIN], strict=True)]
     return _cpu(found, dearer), _wall(found, fsync, write)
@@ -143,7 +143,7 @@ def _cpu(found: Sequence[Found], dearer: Sequence[float]) -> Section:
     for part in stacks.PARTS:
         shares = [figures.shares[part] for figures in found]
         mine = [share * cpu for share, cpu in zip(shares, each, strict=True)]
-        section.rows.append([part, spread(mine, whole), spread([share * 100 for share in shares], _one)])
+        section.rows.append([part, spread(mine, whole), spread([share * 100 for share in shares], one)])
     section.rows.append(["the service, all told", spread(each, whole), "100"])
     section.rows.append(["PostgreSQL", spread([figures.sample.postgres_each for figures in found], whole), "-"])
     return section
@@ -155,7 +155,7 @@ def _wall(found: Sequence[Found], fsync: float, write: float) -> Section:
         ("what", "ms", "of the time, %"),
         notes=[
             "The mean time of a request is the number of connections by the rate; all rows together are that.",
-            f"Postbacks of one commit: {spread([figures.batch for figures in found], _one)}.",
+            f"Postbacks of one commit: {spread([figures.batch for figures in found], one)}.",
             (
                 "fsync and writing are the means of all rounds, by PostgreSQL's own count (pg_stat_io, "
                 "track_wal_io_timing)."
@@ -174,10 +174,6 @@ def _wall(found: Sequence[Found], fsync: float, write: float) -> Section:
     }
     for what, times in waits.items():
         shares = [mine / whole * 100 for mine, whole in zip(times, every, strict=True)]
-        section.rows.append([what, spread(times, two), spread(shares, _one)])
+        section.rows.append([what, spread(times, two), spread(shares, one)])
     section.rows.append(["all told", spread(every, two), "100"])
     return section
-
-
-def _one(value: float) -> str:
-    return f"{value:.1f}"

@@ -80,6 +80,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def one(value: float) -> str:
+    """Return a number with one decimal."""
+    return f"{value:,.1f}"
+
+
 def two(value: float) -> str:
     """Return a number with two decimals."""
     return f"{value:.2f}"

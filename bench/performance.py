@@ -107,7 +107,7 @@ def _growth(run: Run) -> Sequence[Section]:
     sizes = [run.store.filled("small", min(_SMALLEST, run.of.rows)), run.of]
     if run.wanted.full:
         sizes.append(run.store.filled("large", _LARGEST))
-    return [growth.measure(run.folder, run.store, sizes, seconds=seconds, rounds=rounds)]
+    return growth.measure(run.folder, run.store, sizes, seconds=seconds, rounds=rounds)
 
 
 # Those that leave many payments due come last: a table that was worked hard is another table.

@@ -6,7 +6,7 @@ needs no list. The newest tenth is pending, and not due for a month.
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from app import months
 from app.dev.postgres import EmbeddedPostgres, running
 from app.macs import RETURL, Macs
 from app.schema import migrate
+from bench import relations
 from bench.figures import BenchError
 from bench.kernel import tree_cpu
 from tests.support import SECRET_KEY, create_database, query
@@ -89,6 +90,7 @@ class Store:
     def __init__(self, server: EmbeddedPostgres) -> None:
         self.server = server
         self._twins: dict[str, Payments] = {}
+        self._sizes: dict[str, Mapping[str, int]] = {}
 
     def cpu(self) -> float:
         """Return the CPU seconds of the whole server: backends, those that have ended, and its own processes."""
@@ -104,6 +106,7 @@ class Store:
             query(url, statement.replace("ROWS", str(rows)).replace("PENDING", str(pending_of(rows))))
         query(url, f"UPDATE feed SET last = {rows}")  # noqa: S608 - a number
         self.tidy(name)
+        self._sizes[url] = relations.sizes(url)
         if twin:  # now: a database cannot be copied while anybody uses it
             create_database(self.server, f"{name}_twin", template=name)
             self._twins[url] = Payments(self.server.url_of(f"{name}_twin"), rows)
@@ -112,6 +115,10 @@ class Store:
     def twin(self, of: "Payments") -> "Payments":
         """Return the copy that was made with a database."""
         return self._twins[of.url]
+
+    def sizes(self, of: "Payments") -> Mapping[str, int]:
+        """Return the bytes of each table and index of a database as they were when it had just been filled."""
+        return self._sizes[of.url]
 
     def empty(self, name: str) -> str:
         """Make an empty database and return its address."""
