@@ -136,7 +136,7 @@ def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Secti
             section.rows += rate_rows(runs, PGBENCH, connections)
         hot = updated(before, updates(of.url))
     _look_at(twin)
-    spent = spread([each for loop in loops.values() for each in loop.of_simulator], whole)
+    spent = spread([each for loop in loops.values() for each in loop.of_simulator[-rounds:]], whole)
     section.notes.append(f"The simulator, in Python, took {spent} µs of CPU for each payment, of the same cores.")
     section.notes.append(f"HOT updates: {', '.join(f'{table} {hot[table]}' for table in _WATCHED)}.")
     return section

@@ -219,29 +219,28 @@ def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Secti
     with ExitStack() as stack:
         receiver = stack.enter_context(receiving(folder))
         works = {
-            f"kpayd, {count:,} receiver{'s'[: count - 1]}": stack.enter_context(
-                delivering(folder, store, receiver, count)
-            )
+            f"kpayd, receivers: {count:,}": stack.enter_context(delivering(folder, store, receiver, count))
             for count in RECEIVERS
         }
         before = {name: updates(work.url) for name, work in works.items()}
         contenders: dict[str, Contender] = {**works, _LIMIT: Limit(folder, store, receiver)}
         runs = interleaved(contenders, seconds=seconds, rounds=rounds, connections=LIMIT_BY)
-        for name, samples in runs.items():
-            work = works.get(name)
-            of_receiver = [sample.server_each for sample in samples] if work is None else work.of_receiver
+        for name, work in works.items():
+            samples = runs[name]
             section.rows.append(
                 [
                     name,
                     spread([sample.rate for sample in samples], whole),
-                    spread(ratios(runs, name, _LIMIT), two),
-                    "-" if work is None else spread([sample.server_each for sample in samples], whole),
-                    "-" if work is None else spread([sample.postgres_each for sample in samples], whole),
-                    spread(of_receiver, whole),
-                    "-" if work is None else spread([sample.p50 for sample in samples], two),
-                    "-" if work is None else spread([sample.p99 for sample in samples], two),
+                    spread(ratios(runs, name, _LIMIT), lambda share: f"{share:.3f}"),
+                    spread([sample.server_each for sample in samples], whole),
+                    spread([sample.postgres_each for sample in samples], whole),
+                    spread(work.of_receiver[-rounds:], whole),
+                    spread([sample.p50 for sample in samples], two),
+                    spread([sample.p99 for sample in samples], two),
                 ]
             )
+        rates, cpu = zip(*((sample.rate, sample.server_each) for sample in runs[_LIMIT]), strict=True)
+        section.rows.append([_LIMIT, spread(rates, whole), "1", "-", "-", spread(cpu, whole), "-", "-"])
         section.notes.append(f"HOT updates of deliveries and events: {'; '.join(_hot(works, before))}.")
     return section
 
