@@ -6,7 +6,6 @@ event's timestamp, which is taken just before its commit, to the arrival of its 
 """
 
 import asyncio
-import itertools
 import json
 import sys
 import time
@@ -35,8 +34,6 @@ from tests.support import Process, kpayd, query, settings
 
 RECEIVERS = (1, 10, 100)
 LIMIT_BY = 32
-MOST = 60_000
-"""So many notifications the limit is measured with at most: wrk has all of them in memory."""
 BACKLOG = 300
 """Events in the outbox for each second that a measurement shall take."""
 PACE = 50
@@ -110,11 +107,12 @@ class Limit:
         sample = wrk.run(
             self.folder,
             self.receiver.server.port,
-            itertools.repeat(self.receiver.last(), MOST),
+            [self.receiver.last()],
             seconds=seconds,
             connections=connections,
             server_cpu=self.receiver.server.cpu,
             postgres_cpu=self.store.cpu,
+            again=True,
         )
         self.receiver.arrived()
         return sample

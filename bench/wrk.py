@@ -1,4 +1,4 @@
-"""Load by wrk: requests that were made before, each sent once, on connections that are kept."""
+"""Load by wrk: requests that were made before, each sent once unless told otherwise, on connections that are kept."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from typing import Any
 
 from bench.figures import BenchError, Refused, Sample
 
-# Length, line feed, bytes: nothing is made or parsed while the clock runs. Where they run out, the measurement ends.
+# Length, line feed, bytes: nothing is made or parsed while the clock runs.
 _SCRIPT = """
-local requests, sent = {}, 0
+local requests, sent, once = {}, 0, %s
 local file = assert(io.open("%s", "rb"))
 while true do
   local length = file:read("*n")
@@ -23,7 +23,7 @@ end
 file:close()
 function request()
   sent = sent + 1
-  if sent >= #requests then wrk.thread:stop() end
+  if once and sent >= #requests then wrk.thread:stop() end
   return requests[(sent - 1) %% #requests + 1]
 end
 function done(summary, latency)
@@ -67,13 +67,18 @@ def run(
     connections: int,
     server_cpu: Callable[[], float],
     postgres_cpu: Callable[[], float],
+    again: bool = False,
 ) -> Sample:
-    """Send `requests` in their order and return what it took. Raises `Refused` where one was not answered 2xx."""
+    """Send `requests` in their order, each once or all `again` and again, and return what it took.
+
+    Where they run out nothing more is sent and the clock goes on: there must be more than can be answered. Raises
+    `Refused` where one was not answered 2xx.
+    """
     data, script = folder / "requests", folder / "requests.lua"
     with data.open("wb") as file:
         for request in requests:
             file.write(b"%d\n%b" % (len(request), request))
-    script.write_text(_SCRIPT % data)
+    script.write_text(_SCRIPT % ("false" if again else "true", data))
     command = [find(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
     command += ["-s", str(script), f"http://127.0.0.1:{port}/"]
     before = server_cpu(), postgres_cpu()
