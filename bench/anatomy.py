@@ -45,30 +45,30 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A service that writes its stacks down (bench/sampled.py), under load."""
+    """A service that counts whose its CPU is (bench/sampled.py), under load."""
 
     load: Loaded
-    stacks: Path
     found: list[Found] = field(default_factory=list)
 
     def measure(self, seconds: float, connections: int) -> Sample:
         """Load it, and find out where the time went; raises `BenchError` where there is nothing to tell by."""
-        begin, before = self.stacks.stat().st_size, self._metrics()
+        before = self._metrics()
         sample = self.load.measure(seconds, connections)
         after = self._metrics()
-        text = self.stacks.read_bytes()[begin:].decode(errors="replace")
-        if not text:
-            raise BenchError("the service wrote no stacks: measure for longer")
 
         def told(name: str) -> float:
             return after[name] - before[name]
 
+        looks = {part: told(f'bench_looks_total{{part="{part}"}}') for part in stacks.PARTS}
+        if not (seen := sum(looks.values())):
+            raise BenchError("the service was not looked at once: measure for longer")
+        shares = {part: count / seen for part, count in looks.items()}
         postbacks = told("kpayd_postback_batch_sum")
         inbox, statement = (
             told(f"bench_in_{name}_seconds_total") / postbacks * 1000 for name in ("inbox", "statement")
         )
         batch = postbacks / told("kpayd_postback_batch_count")
-        self.found.append(Found(sample, stacks.parts(text), inbox, statement, batch))
+        self.found.append(Found(sample, shares, inbox, statement, batch))
         return sample
 
     def _metrics(self) -> Mapping[str, float]:
@@ -80,21 +80,12 @@ class Sampled:
 @contextmanager
 def sampled(folder: Path, store: Store, of: Payments) -> Iterator[Sampled]:
     """Run `kpayd serve --no-worker` so that it can be seen what it does."""
-    port, path = free_port(), folder / "stacks"
+    port = free_port()
     env = settings(of.url, "http://127.0.0.1:9/", port, {})
     env["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "bench.sampled",
-        path,
-        "serve",
-        "--no-worker",
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "bench.sampled", "serve", "--no-worker", "--port", str(port)]
     with started(command, folder, env, port, folder / "sampled.log") as server:
-        yield Sampled(Loaded(folder, store, server, Postbacks(of), MOST), path)
+        yield Sampled(Loaded(folder, store, server, Postbacks(of), MOST))
 
 
 @contextmanager
@@ -133,9 +124,9 @@ def _cpu(found: Sequence[Found], dearer: Sequence[float]) -> Section:
         ("where", "CPU, µs each", "of the service's CPU, %"),
         notes=[
             (
-                "The shares are of the stacks that faulthandler wrote each time the process had used some milliseconds "
-                "of CPU (bench/sampled.py), the µs of the kernel's count. A stack belongs to the innermost part that "
-                "is named; C code to whoever called it, and so a write into a socket to its writer."
+                "The shares are of the moments when the process had used some milliseconds more of CPU "
+                "(bench/sampled.py), the µs of the kernel's count. A moment belongs to the innermost part on Python's "
+                "stack; C code to whoever called it, and so a write into a socket to its writer."
             ),
             f"A service that is looked at takes {spread(dearer, two)} times the CPU of one that is let alone.",
         ],

@@ -1,13 +1,15 @@
-"""Whose a moment of the service's CPU is: stacks as faulthandler writes them, and the part of the way they belong to.
+"""Whose a moment of the service's CPU is: the part of the way that a Python frame belongs to.
 
 The innermost frame that belongs to a part decides; one of the standard library belongs to whoever called it. C code has
-no frames, and belongs to what called it: nobody in Python where it is the event loop.
+no frames and belongs to what called it: nobody in Python where it is the event loop.
 """
 
+import opcode
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType, FrameType
 
 HTTP = "uvicorn and httptools: the connection, the head, the answer"
 ROUTES = "middleware and routes"
@@ -53,26 +55,35 @@ _OWNERS: Mapping[str, str] = {
     "app": OTHER,
 }
 _ROOT = f"{Path(__file__).parent.parent}/"
-_FRAME = re.compile(r'  File "(?:.*/site-packages/|' + re.escape(_ROOT) + r')(.*?)", line \S+ in (\S+)')
-_BEGIN = "most recent call first"
+_NAME = re.compile(rf"(?:.*/site-packages/|{re.escape(_ROOT)})(.*)")
+_RESUME = opcode.opmap["RESUME"]
 
 
-def parts(text: str) -> Mapping[str, float]:
-    """Return the share of each part in the stacks of `text`; an empty text has none."""
-    counts = Counter(_owner(stack) for stack in _stacks(text))
-    return {part: counts[part] / max(1, counts.total()) for part in PARTS}
+def part_of(frame: FrameType | None) -> str:
+    """Return the part that the CPU just used belongs to, seen from a signal's handler, which is given `frame`.
+
+    Python calls a handler when C code has come back to it. Where that was to call, or to go on with, a function that
+    has done nothing yet, the time was its caller's.
+    """
+    if frame is not None and _begins(frame.f_code, frame.f_lasti):
+        frame = frame.f_back
+    while frame is not None:
+        if (part := _owner(frame.f_code)) is not None:
+            return part
+        frame = frame.f_back
+    return LOOP
 
 
-def _stacks(text: str) -> Iterator[Sequence[tuple[str, str]]]:
-    """Yield file and function of the frames of each stack, innermost first, without those of the standard library."""
-    for stack in text.split(_BEGIN)[1:]:
-        yield [(frame[1], frame[2]) for frame in _FRAME.finditer(stack)]
+@lru_cache(None)
+def _begins(code: CodeType, instruction: int) -> bool:
+    return code.co_code[instruction] == _RESUME
 
 
-def _owner(stack: Sequence[tuple[str, str]]) -> str:
-    for file, function in stack:
-        names = [f"{file}:{function}", file, *(str(folder) for folder in Path(file).parents)]
-        owner = next((_OWNERS[name] for name in names if name in _OWNERS), None)
-        if owner is not None:
-            return owner
-    return OTHER if stack else LOOP
+@lru_cache(None)
+def _owner(code: CodeType) -> str | None:
+    found = _NAME.fullmatch(code.co_filename)
+    if found is None:
+        return None
+    file = found[1]
+    names = [f"{file}:{code.co_name}", file, *(str(folder) for folder in Path(file).parents)]
+    return next((_OWNERS[name] for name in names if name in _OWNERS), None)
