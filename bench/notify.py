@@ -27,6 +27,7 @@ from app.models import payments, state
 from bench import wrk
 from bench.figures import BenchError, Sample, Section, ratios, spread, two, whole
 from bench.kernel import tree_cpu
+from bench.receiver import address
 from bench.relations import Updates, updated, updates
 from bench.servers import Contender, Server, interleaved, started
 from bench.store import Store, refid_of
@@ -62,7 +63,7 @@ _OPEN = "SELECT count(*) FROM deliveries WHERE next_at IS NOT NULL"
 
 
 class Receiver:
-    """The receiver, in a process of its own."""
+    """The receivers, in one process."""
 
     def __init__(self, server: Server, http: httpx2.Client) -> None:
         self.server = server
@@ -84,9 +85,9 @@ class Receiver:
 
 @contextmanager
 def receiving(folder: Path) -> Iterator[Receiver]:
-    """Run a receiver."""
+    """Run the receivers."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.receiver", str(port)]
+    command = [sys.executable, "-m", "bench.receiver", str(port), str(max(RECEIVERS))]
     with (
         started(command, Path.cwd(), {}, port, folder / "receiver.log") as server,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as http,
@@ -181,17 +182,17 @@ class Deliveries:
 async def _add(url: str, port: int, names: Sequence[str]) -> None:
     async with open_database(url, pool=1) as database:
         clients = Clients(database)
-        for name in names:
-            await clients.add(name, webhook_url=f"http://127.0.0.1:{port}/{name}")
+        for number, name in enumerate(names):
+            await clients.add(name, webhook_url=f"http://{address(number)}:{port}/{name}")
 
 
 @contextmanager
 def delivering(folder: Path, store: Store, receiver: Receiver, count: int) -> Iterator[Deliveries]:
-    """Run a worker that notifies so many clients, each at an address of its own."""
+    """Run a worker that notifies so many clients, each at a receiver of its own."""
     url = store.filled(f"notify_{count}", _ROWS).url
     names = [f"bench-{number}" for number in range(count)]
     asyncio.run(_add(url, receiver.server.port, names))
-    env = settings(url, "http://127.0.0.1:9/", free_port(), {"WEBHOOK_HOSTS": "127.0.0.1"})
+    env = settings(url, "http://127.0.0.1:9/", free_port(), {"WEBHOOK_HOSTS": "127.0.0.0/8"})
     with kpayd(folder, env, "worker") as worker:
         yield Deliveries(store, receiver, worker, url, names)
 
@@ -203,10 +204,10 @@ def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Secti
         _HEAD,
         notes=[
             (
-                "One `kpayd worker` and one receiver, a process that answers 200 at once, for all clients. The rate is "
-                "that of a backlog, from its commit to the last arrival: events are published, claimed, signed, sent "
-                "and written down. The limit is what wrk can do with the very bytes of a notification on "
-                f"{LIMIT_BY} connections."
+                "One `kpayd worker`, and receivers that answer 200 at once, in one process, each at an address of its "
+                "own. The rate is that of a backlog, from its commit to the last arrival: events are published, "
+                "claimed, signed, sent and written down. The limit is what wrk can do with the very bytes of a "
+                f"notification on {LIMIT_BY} connections."
             ),
             (
                 f"The delay is from an event's timestamp, just before its commit, to the arrival, at {PACE} events a "

@@ -1,7 +1,8 @@
-"""A receiver of notifications that does nothing but answer 200, and remembers when each came and what it tells of.
+"""Receivers of notifications that do nothing but answer 200, and remember when each came and what it tells of.
 
-    .venv/bin/python -m bench.receiver PORT
+    .venv/bin/python -m bench.receiver PORT RECEIVERS
 
+Each has a loopback address of its own, since a service has connections of its own for each host: 127.0.0.1 and up.
 `GET /` answers how many have come, `GET /arrived` the time of each and its event's timestamp, a line each, and forgets
 them, `GET /last` the last request byte for byte. Everything else is a notification, whichever client's.
 """
@@ -76,13 +77,18 @@ class Connection(asyncio.Protocol):
                 self._transport.write(_OK)
 
 
-async def main(port: int) -> None:
+def address(number: int) -> str:
+    """Return the address of a receiver; the first one has the number 0."""
+    return f"127.0.0.{number + 1}"
+
+
+async def main(port: int, count: int) -> None:
     """Serve until killed."""
-    book = Book()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(book), "127.0.0.1", port, backlog=1024)
+    book, hosts = Book(), [address(number) for number in range(count)]
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(book), hosts, port, backlog=1024)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
