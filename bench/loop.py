@@ -2,10 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import uvloop
 
 from app.dev.laptop import free_port
 from bench import script, wrk
@@ -15,6 +18,7 @@ from bench.pgbench import PgBench
 from bench.relations import updated, updates
 from bench.servers import Contender, interleaved
 from bench.store import Payments, Store
+from bench.tail import offered
 from bench.wrk import spoken
 from tests.support import Service, Simulator, answers, payment, query, run_service, run_simulator
 
@@ -32,7 +36,7 @@ _POLL = 0.2
 _OPEN = "SELECT count(*) FROM payments WHERE created_at >= $1 AND final_at IS NULL"
 # An entry's time is the moment of its writing; that of a reply is a commit before the 201.
 _PLAYED = """
-SELECT count(*) AS payments, extract(epoch FROM max(ended) - $1)::float AS seconds,
+SELECT count(*) AS payments, count(ended) AS paid, extract(epoch FROM max(ended) - $1)::float AS seconds,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY milliseconds) AS p50,
     percentile_cont(0.99) WITHIN GROUP (ORDER BY milliseconds) AS p99
 FROM (
@@ -57,33 +61,51 @@ class Loop:
     """CPU microseconds of the simulator for each payment, measurement by measurement."""
 
     def measure(self, seconds: float, connections: int) -> Sample:
-        """Start payments for so long and wait until all have ended; p50 and p99 are from taken in to final.
+        """Start as many payments as the service takes, and then half as many; p50 and p99 are of the latter.
 
-        Raises `BenchError` where one does not end as paid.
+        Each time all of them must have ended. Raises `BenchError` where one does not end as paid.
         """
         self.simulator.behave(latency=self.latency)
-        url, pid, other = self.service.database_url, self.service.process.child.pid, self.simulator.process.child.pid
-        began = query(url, "SELECT clock_timestamp()")[0][0]
+        pid, other = self.service.process.child.pid, self.simulator.process.child.pid
         before = tree_cpu(pid), self.store.cpu(), tree_cpu(other)
-        wrk.run(
-            self.folder,
-            int(self.service.url.rpartition(":")[2]),
-            self._requests(int(MOST * max(1, seconds))),
-            seconds=seconds,
-            connections=connections,
-            server_cpu=lambda: tree_cpu(pid),
-            postgres_cpu=self.store.cpu,
-        )
+        most = self._played(lambda: self._start(seconds, connections))
+        after = tree_cpu(pid), self.store.cpu(), tree_cpu(other)
+        server, postgres, simulator = (late - early for early, late in zip(before, after, strict=True))
+        self.of_simulator.append(simulator / most["payments"] * 1e6)
+        rate = most["payments"] / most["seconds"] / 2
+        requests = list(self._requests(max(1, int(rate * seconds))))
+        half = self._played(lambda: uvloop.run(offered(self._port, requests, rate)))
+        return Sample(most["payments"], most["seconds"], server, postgres, half["p50"], half["p99"])
+
+    def _played(self, load: Callable[[], object]) -> Mapping[str, Any]:
+        """Start payments by `load` and wait until all are final; return how many, in which time, and how late."""
+        url = self.service.database_url
+        began = query(url, "SELECT clock_timestamp()")[0][0]
+        load()
         deadline = time.monotonic() + _PATIENCE
         while left := query(url, _OPEN, began)[0][0]:
             if time.monotonic() > deadline:
                 raise BenchError(f"{left} payments are not final after {_PATIENCE:.0f} s; {self.service.process.log}")
             time.sleep(_POLL)
-        after = tree_cpu(pid), self.store.cpu(), tree_cpu(other)
-        played = query(url, _PLAYED, began)[0]
-        server, postgres, simulator = (late - early for early, late in zip(before, after, strict=True))
-        self.of_simulator.append(simulator / played["payments"] * 1e6)
-        return Sample(played["payments"], played["seconds"], server, postgres, played["p50"], played["p99"])
+        played: Mapping[str, Any] = query(url, _PLAYED, began)[0]
+        if played["paid"] < played["payments"]:
+            raise BenchError(f"{played['payments'] - played['paid']} payments ended otherwise than paid")
+        return played
+
+    def _start(self, seconds: float, connections: int) -> None:
+        wrk.run(
+            self.folder,
+            self._port,
+            self._requests(int(MOST * max(1, seconds))),
+            seconds=seconds,
+            connections=connections,
+            server_cpu=lambda: 0.0,  # it is counted until the last payment is final
+            postgres_cpu=lambda: 0.0,
+        )
+
+    @property
+    def _port(self) -> int:
+        return int(self.service.url.rpartition(":")[2])
 
     def _requests(self, count: int) -> Iterator[bytes]:
         body = json.dumps(payment()).encode()
@@ -100,11 +122,12 @@ def measure(folder: Path, store: Store, *, seconds: float, rounds: int) -> Secti
             (
                 "One `kpayd serve`, web and worker, and K-Pay's simulator, which answers after so many milliseconds; "
                 f"its payers pay {PAYER_DELAY * 1000:.0f} ms after the reply. wrk starts payments on so many "
-                "connections. A payment is counted when it is final, and the time runs until the last one is."
+                "connections, and the clock runs until the last one is final."
             ),
             (
-                "p50 and p99 are from the commit before the 201 to the change to final, as the timeline has them: the "
-                "payer, the postback, its commit, the check and the check's answer."
+                "p50 and p99 are at half of that rate, offered by the clock: from the commit before the 201 to the "
+                "change to final, as the timeline has them. In it are the payer, the postback, its commit, the check "
+                "and its answer."
             ),
             (
                 "pgbench plays the statements and transactions that the service's own parts were seen to send for one "

@@ -50,15 +50,18 @@ class _Connection(asyncio.Protocol):
         head, ended, body = self._answer.partition(b"\r\n\r\n")
         if not ended or len(body) < int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]):
             return
-        if not head.startswith(b"HTTP/1.1 200"):
+        if not head.startswith(b"HTTP/1.1 2"):
             self._refused.append(head)
         self._latencies.append(time.perf_counter() - self._due)
         self._answer = b""
         self._free.append(self)
 
 
-async def _offered(port: int, requests: Sequence[bytes], rate: float) -> list[float]:
-    """Send all requests at `rate` a second; return the seconds that each took, counted from when it was due."""
+async def offered(port: int, requests: Sequence[bytes], rate: float) -> list[float]:
+    """Send all requests at `rate` a second; return the seconds that each took, counted from when it was due.
+
+    Raises `BenchError` where one is not answered 2xx.
+    """
     free: deque[_Connection] = deque()
     latencies: list[float] = []
     refused: list[bytes] = []
@@ -72,7 +75,7 @@ async def _offered(port: int, requests: Sequence[bytes], rate: float) -> list[fl
             free.popleft().send(requests[sent], due)
             sent += 1
         if refused or now > began + len(requests) / rate + _PATIENCE:
-            raise BenchError(f"{len(latencies)} of {len(requests)} postbacks were answered; {refused[:1]}")
+            raise BenchError(f"{len(latencies)} of {len(requests)} requests were answered 2xx; {refused[:1]}")
         await asyncio.sleep(0.0005)
     return latencies
 
@@ -88,7 +91,7 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
             rate = load.measure(seconds, SATURATED_BY).rate / 2
             requests = list(wanted.make(int(rate * seconds)))
             wanted.were_sent(len(requests))
-            ordered = sorted(uvloop.run(_offered(server.port, requests, rate)))
+            ordered = sorted(uvloop.run(offered(server.port, requests, rate)))
             p50, p99 = ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.99)] * 1000
             found.append((rate, p50, p99))
             print(f"  {rate:,.0f} a second: p50 {p50:.1f} ms, p99 {p99:.1f} ms", flush=True)
