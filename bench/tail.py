@@ -13,7 +13,7 @@ from typing import cast
 
 import uvloop
 
-from bench.figures import BenchError, Section, spread, two, whole
+from bench.figures import Refused, Section, spread, two, whole
 from bench.postbacks import MOST
 from bench.servers import Loaded, Postbacks, served
 from bench.store import Payments, Store
@@ -60,7 +60,7 @@ class _Connection(asyncio.Protocol):
 async def offered(port: int, requests: Sequence[bytes], rate: float) -> list[float]:
     """Send all requests at `rate` a second; return the seconds that each took, counted from when it was due.
 
-    Raises `BenchError` where one is not answered 2xx.
+    Raises `Refused` where one is not answered 2xx.
     """
     free: deque[_Connection] = deque()
     latencies: list[float] = []
@@ -75,7 +75,7 @@ async def offered(port: int, requests: Sequence[bytes], rate: float) -> list[flo
             free.popleft().send(requests[sent], due)
             sent += 1
         if refused or now > began + len(requests) / rate + _PATIENCE:
-            raise BenchError(f"{len(latencies)} of {len(requests)} requests were answered 2xx; {refused[:1]}")
+            raise Refused(f"{len(latencies)} of {len(requests)} requests were answered 2xx; {refused[:1]}")
         await asyncio.sleep(0.0005)
     return latencies
 
