@@ -68,14 +68,15 @@ async def _database(database: Database) -> list[Finding]:
 
 
 async def _months(database: Database) -> Finding:
-    """Find out whether there are partitions for the months to come; without one, a month's rows lie with the rest."""
+    """Find out whether there are partitions for the months to come: one that is not made in time stays in the rest."""
     async with database.autocommit() as connection:
         today: date = (await connection.execute(text("SELECT current_date"))).scalar_one()
-        missing = await connection.run_sync(months.missing_from, "events")
-    if missing is not None and missing > months.following(months.following(today)):
-        return Finding("months", ok=True, detail=f"made to before {missing:%Y-%m}")
-    what = f"not made from {missing:%Y-%m} on" if missing else "there are none"
-    return Finding("months", ok=False, detail=f"{what}: run kpayd migrate, and kpayd prune every month")
+        there = await connection.run_sync(months.there)
+    lacking = [f"{month:%Y-%m}" for month in months.lacking(there, today, ahead=2)]
+    if not lacking:
+        return Finding("months", ok=True, detail=f"made until {there[-1]:%Y-%m}")
+    detail = f"not made: {', '.join(lacking)}; run kpayd migrate, and kpayd prune every month"
+    return Finding("months", ok=False, detail=detail)
 
 
 async def _gateway(settings: Settings) -> Finding:

@@ -188,11 +188,10 @@ WITH item AS (
         fresh.refid IS NOT NULL OR (p.status = 'failed' AND i.agrees = 'succeeded' AND p.next_check_at IS NULL))
     RETURNING {_PAYMENT}
 ), noted AS (
-    INSERT INTO events (refid, month, seq, type, source, status,
-                        tid, momtransactionid, payaccount, statusid, statusdesc)
-    SELECT p.refid, {_MONTH}, p.last_seq, 'evidence', 'postback', p.status,
+    INSERT INTO events (refid, seq, type, source, status, tid, momtransactionid, payaccount, statusid, statusdesc)
+    SELECT n.refid, n.last_seq, 'evidence', 'postback', n.status,
            i.tid, i.momtransactionid, i.payaccount, i.statusid, i.statusdesc
-    FROM fresh JOIN numbered AS p ON p.refid = fresh.refid JOIN item AS i ON i.refid = p.refid
+    FROM fresh JOIN numbered AS n ON n.refid = fresh.refid JOIN item AS i ON i.refid = n.refid
 )
 -- The updated rows as they are under their locks; a snapshot would miss what another commit has just decided.
 SELECT refid AS for_refid, numbered.* FROM numbered

@@ -306,7 +306,6 @@ class _Work:
             {name: getattr(evidence, name) for name in words}
             | {
                 "refid": self._row.refid,
-                "month": month_of(self._row.created_at),
                 "seq": self._row.last_seq + len(self.entries) + 1,
                 "type": type_,
                 "source": evidence.source,

@@ -5,7 +5,7 @@ backup). Raw bodies are `bytea`, since text and jsonb refuse bytes that K-Pay ma
 """
 
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -54,18 +54,13 @@ def _moment(name: str) -> Column[datetime]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp())
 
 
-def _month() -> Column[date]:
-    """Return the month in which the payment was made, whenever the row is written (app.months)."""
-    return Column("month", Date, nullable=False, server_default=text("'-infinity'::date"))
-
-
 _NEWEST_FIRST = (text("created_at DESC"), text("refid DESC"))
-VACUUM = {
+# By the number of dead rows: the indexes of what is due must not wait for a fifth of the table (migration 0006).
+_VACUUM = {
     "autovacuum_vacuum_scale_factor": "0.01",
     "autovacuum_vacuum_threshold": "1000",
     "autovacuum_analyze_scale_factor": "0.02",
 }
-"""By the number of dead rows: the indexes of what is due must not wait for a fifth of the table (migration 0006)."""
 _STATUSES = ", ".join(f"'{status}'" for status in Status)
 
 payments = Table(
@@ -131,7 +126,7 @@ payments = Table(
     Index("payments_order_idx", "client", "orderid", postgresql_where=text("orderid IS NOT NULL")),
     Index("payments_tid_idx", "tid", postgresql_where=text("tid IS NOT NULL")),
     Index("payments_momtransactionid_idx", "momtransactionid", postgresql_where=text("momtransactionid IS NOT NULL")),
-    postgresql_with={"fillfactor": "80", **VACUUM},
+    postgresql_with={"fillfactor": "80", **_VACUUM},
 )
 """One row a payment. Times are the database's own."""
 
@@ -155,11 +150,10 @@ events = Table(
     # Whose feed it stands in, and where: `app.publish` writes both, after the commit.
     _text("client", null=True),
     Column("position", BigInteger, nullable=True),
-    _month(),
-    PrimaryKeyConstraint("refid", "seq", "month"),
+    PrimaryKeyConstraint("refid", "seq"),
     Index("events_outbox_idx", "created_at", postgresql_where=text("position IS NULL AND type <> 'evidence'")),
     Index("events_feed_idx", "client", "position", postgresql_where=text("position IS NOT NULL")),
-    postgresql_partition_by="RANGE (month)",
+    postgresql_with=_VACUUM,
 )
 """A payment's timeline, numbered from 1 without gaps: `payment.*` for a change, `evidence` for what changed nothing.
 
@@ -193,7 +187,7 @@ deliveries = Table(
     Index("deliveries_due_idx", "client", "next_at", postgresql_where=text("next_at IS NOT NULL")),
     Index("deliveries_parked_idx", "client", postgresql_where=text("parked_at IS NOT NULL")),
     Index("deliveries_client_idx", "client", *_NEWEST_FIRST, text("seq DESC")),
-    postgresql_with=VACUUM,
+    postgresql_with=_VACUUM,
 )
 """One row for each event that a client is notified of."""
 
@@ -211,7 +205,8 @@ evidence = Table(
     Column("http_status", SmallInteger, nullable=True),
     _text("remote", null=True),
     _time("created_at", now=True),
-    _month(),
+    # In which the payment was made, whenever the row is written: app.months.
+    Column("month", Date, nullable=False, server_default=text("'-infinity'::date")),
     PrimaryKeyConstraint("refid", "digest", "month"),
     postgresql_partition_by="RANGE (month)",
 )

@@ -25,7 +25,6 @@ from app.domain import OPEN, Source, Status
 from app.jitter import jitter
 from app.kpay.request import SavedCard
 from app.models import Row, claims, events, payments, state
-from app.months import month_of
 
 log = structlog.get_logger()
 
@@ -207,7 +206,7 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mi
     }
     row = (await connection.execute(_INSERT, values)).one_or_none()
     if row is not None:
-        created = {"refid": refid, "seq": 1, "type": "payment.created", "month": month_of(row.created_at)}
+        created = {"refid": refid, "seq": 1, "type": "payment.created"}
         told = {"source": Source.CALLER, "status": Status.CREATED, "state": state(row)}
         await connection.execute(insert(events), created | told)
     return row

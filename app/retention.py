@@ -5,8 +5,7 @@ payer's number, address, name and account, what the caller wrote, and the raw bo
 comes later (a postback, a late success) makes a payment one to prune again.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -33,30 +32,37 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database, sqlstate
 from app.domain import FINAL
 from app.models import Row, events, evidence, payments
-from app.months import PATIENCE, lacking, name_of, over, partitions
+from app.months import PATIENCE, make, name_of, over, there
 
 BATCH = 500
 
-_TAKEN = "55P03"
+_LEFT = {
+    "42501": "this role does not own the table evidence",
+    "55P03": "somebody holds the table evidence",
+    "57014": "a month is too large to be looked through within a second",
+}
+"""Why months are left as they are, by SQLSTATE: the next run, or `kpayd migrate`, comes again."""
 
 
 @dataclass(slots=True)
 class Pruned:
     """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database.
 
-    `months` whose bodies are all gone were emptied; how many a dry run would empty is not known before.
+    `months` whose bodies are all gone were emptied; how many a dry run would empty is not known before. `left` says why
+    months were neither emptied nor made, where they were not.
     """
 
     payments: int = 0
     strays: int = 0
     months: int = 0
+    left: str | None = None
 
 
 async def prune(database: Database, older_than: timedelta, *, dry_run: bool = False) -> Pruned:
     """Take personal data out of what ended longer ago than `older_than`. Small commits, so that nobody waits for it.
 
     Left alone, however old: a payment that is still looked at, and one that asks for a review. Running it twice, or
-    stopping it half-way, does no harm. In the end the months to come are made (app.months): once a month is enough.
+    stopping it half-way, does no harm. In the end the months to come are made (app.months).
     """
     async with database.autocommit() as connection:
         before = (await connection.execute(select(func.now() - older_than))).scalar_one()
@@ -72,8 +78,14 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
         last = batch[-1]
     pruned.strays = await _strays(database, before, dry_run=dry_run)
     if not dry_run:
-        pruned.months = await _empty_months(database, before)
-        await _make_months(database)
+        try:
+            async with database.engine.begin() as connection:
+                await connection.run_sync(make)
+            pruned.months = await _empty_months(database, before)
+        except DBAPIError as exc:
+            pruned.left = _LEFT.get(sqlstate(exc))
+            if pruned.left is None:
+                raise
     return pruned
 
 
@@ -135,43 +147,24 @@ async def _strays(database: Database, before: datetime, *, dry_run: bool) -> int
             count += len((await connection.execute(statement.where(stray), place)).all())
 
 
-@contextmanager
-def _if_free() -> Iterator[None]:
-    """Leave alone what somebody holds (a dump, a report): the next run comes again."""
-    try:
-        yield
-    except DBAPIError as exc:
-        if sqlstate(exc) != _TAKEN:
-            raise
-
-
 async def _empty_months(database: Database, before: datetime) -> int:
-    """Give back the space of the months of bodies that are over and have no body left, and tell how many.
+    """Give back the space of the months that are over and have no body left, and tell how many.
 
-    With them go the digests: what K-Pay says once more about so old a payment is news once more. Not bounded in time:
-    a month is looked through, once while nobody waits and then once more, while postbacks for its payments wait.
+    With them go the digests: what K-Pay says once more about so old a payment is news once more. Postbacks wait while
+    a month is looked through for the second time. So one that takes longer than a second to look through stays.
     """
     count = 0
     async with database.autocommit() as connection:
-        names = await connection.run_sync(partitions, "evidence")
-    for name in (name_of("evidence", month) for month in over(names, before.date())):
+        months = over(await connection.run_sync(there), before.date())
+    for name in map(name_of, months):
         is_idle = text(f"SELECT EXISTS (SELECT FROM {name}) AND NOT EXISTS (SELECT FROM {name} WHERE body <> '')")  # noqa: S608 - our own name
-        with _if_free():
-            async with database.engine.begin() as connection:
-                if (await connection.execute(is_idle)).scalar_one():
-                    await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
-                    await connection.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
-                    if (await connection.execute(is_idle)).scalar_one():
-                        await connection.execute(text(f"TRUNCATE {name}"))
-                        count += 1
+        async with database.engine.begin() as connection:  # not bounded in time, as `Database`'s own are
+            if not (await connection.execute(is_idle)).scalar_one():
+                continue
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
+            await connection.execute(text("SET LOCAL statement_timeout = '1s'"))
+            await connection.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
+            if (await connection.execute(is_idle)).scalar_one():
+                await connection.execute(text(f"TRUNCATE {name}"))
+                count += 1
     return count
-
-
-async def _make_months(database: Database) -> None:
-    async with database.autocommit() as connection:
-        transactions = await connection.run_sync(lacking)
-    for statements in transactions:
-        with _if_free():
-            async with database.transaction() as connection:
-                for statement in statements:
-                    await connection.execute(text(statement))

@@ -58,19 +58,16 @@ FROM (
         CASE WHEN n > ROWS - PENDING THEN 'pending' WHEN n % 7 = 0 THEN 'failed' ELSE 'succeeded' END AS kind
     FROM generate_series(1::bigint, ROWS) AS n) AS numbers
 """  # noqa: S608 - numbers and our own words
-_MADE = """
-FROM (SELECT refid, substr(refid, 2, 9)::bigint AS n, date_trunc('month', created_at AT TIME ZONE 'UTC')::date AS month
-    FROM payments) AS made ORDER BY n
-"""
 _EVENTS = f"""
-INSERT INTO events (refid, month, seq, type, source, status, client, position)
-SELECT refid, month, 1, 'payment.pending', 'gateway_reply', 'pending', '{CLIENT}', n {_MADE}
-"""
-_EVIDENCE = f"""
+INSERT INTO events (refid, seq, type, source, status, client, position)
+SELECT {REFID.format(n="n")}, 1, 'payment.pending', 'gateway_reply', 'pending', '{CLIENT}', n
+FROM generate_series(1::bigint, ROWS) AS n
+"""  # noqa: S608 - numbers and our own words
+_EVIDENCE = """
 INSERT INTO evidence (refid, month, digest, source, body, content_type)
-SELECT refid, month, sha256(n::text::bytea), 'gateway_reply',
-    convert_to('{{"reply": "PENDING", "success": 1, "retcode": 0, "tid": "' || n || '"}}', 'UTF8'), 'application/json'
-{_MADE}
+SELECT refid, date_trunc('month', created_at AT TIME ZONE 'UTC')::date, sha256(n::text::bytea), 'gateway_reply',
+    convert_to('{"reply": "PENDING", "success": 1, "retcode": 0, "tid": "' || n || '"}', 'UTF8'), 'application/json'
+FROM (SELECT refid, created_at, substr(refid, 2, 9)::bigint AS n FROM payments) AS made ORDER BY n
 """
 
 
@@ -134,15 +131,13 @@ class Store:
 def _begin_earlier(url: str) -> None:
     """Give a fresh database the months that it would have if it had been there for as long as its payments."""
     now = query(url, "SELECT now()")[0][0]
-    first, end = months.month_of(now - timedelta(days=365)), months.month_of(now)
-    for table in months.TABLES:
-        query(url, f"ALTER TABLE {table} DETACH PARTITION {table}_before")
-        query(url, f"ALTER TABLE {table} ATTACH PARTITION {table}_before FOR VALUES FROM (MINVALUE) TO ('{first}')")
-        month = first
-        while month < end:
-            name, after = months.name_of(table, month), months.following(month)
-            query(url, f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{month}') TO ('{after}')")
-            month = after
+    month, end = months.month_of(now - timedelta(days=365)), months.month_of(now)
+    query(url, "ALTER TABLE evidence DETACH PARTITION evidence_before")
+    query(url, f"ALTER TABLE evidence ATTACH PARTITION evidence_before FOR VALUES FROM (MINVALUE) TO ('{month}')")
+    while month < end:
+        name, after = months.name_of(month), months.following(month)
+        query(url, f"CREATE TABLE {name} PARTITION OF evidence FOR VALUES FROM ('{month}') TO ('{after}')")
+        month = after
 
 
 class Payments:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from app.cluster import place
 from app.database import make_engine, sqlstate
 from app.models import metadata
-from app.months import is_partition, lacking
+from app.months import is_partition, make
 from app.settings import DatabaseSettings, load
 
 LOCK_TIMEOUT = "200ms"
@@ -40,10 +40,8 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         context.run_migrations()
     if context.config.attributes.get("complete"):
-        for statements in lacking(connection):
-            for statement in statements:
-                connection.execute(text(statement))
-            connection.commit()
+        make(connection)
+        connection.commit()
         place(connection)
 
 

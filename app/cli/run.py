@@ -95,6 +95,8 @@ def prune(
         f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment"
         + ("" if dry_run else f"; {pruned.months:,} months of bodies emptied")
     )
+    if pruned.left:
+        err.print(f"kpayd: months were neither emptied nor made: {pruned.left}; see kpayd doctor", markup=False)
 
 
 def simulator(

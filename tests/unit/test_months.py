@@ -35,31 +35,33 @@ def test_a_month_follows_another_without_a_gap(month: date) -> None:
     assert (after - timedelta(days=1)).replace(day=1) == month
 
 
-@given(MONTHS, st.integers(0, 40))
-def test_wanted_months_go_on_from_the_first_that_is_missing(first: date, later: int) -> None:
-    """However long nobody made any: to a year ahead, without a gap; a second time there is nothing to do."""
-    now = _from(first, later + 1)[-1] + timedelta(days=14)
-    wanted = months.wanted(first, now)
-    assert wanted == _from(first, later + 1 + months.AHEAD)
-    assert not months.wanted(months.following(wanted[-1]), now)
+@given(MONTHS, st.integers(1, 24), st.sets(st.integers(0, 30)))
+def test_lacking_months_are_those_to_come_that_are_not_there(now: date, ahead: int, made: set[int]) -> None:
+    """Whatever is there, holes and all, the months after this one are there afterwards; this one is left alone."""
+    every = _from(now, 31)
+    there = [every[number] for number in made]
+    lacking = months.lacking(there, now + timedelta(days=14), ahead)
+    assert set(lacking) == set(every[1 : ahead + 1]) - set(there)
+    assert list(lacking) == sorted(lacking)
+    assert not months.lacking([*there, *lacking], now, ahead)
 
 
-def test_names_tell_their_months_and_nothing_else_is_taken_for_a_partition() -> None:
-    """Partitions are known by their names: the migrations' check and the emptying go by them."""
-    names = ["evidence_before", "evidence_2027_01", "evidence_2026_12", "evidence_rest"]
+def test_names_tell_what_is_a_partition_and_its_month() -> None:
+    """Nothing else is taken for one: the check of the migrations leaves partitions out, and months are emptied."""
+    names = ["evidence_rest", "evidence_2027_01", "evidence_before", "evidence_2026_12"]
     assert months.among(names) == [date(2026, 12, 1), date(2027, 1, 1)]
-    assert months.name_of("evidence", date(2026, 12, 1)) == "evidence_2026_12"
-    assert all(map(months.is_partition, [*names, "events_rest"]))
+    assert months.name_of(date(2026, 12, 1)) == "evidence_2026_12"
+    assert all(map(months.is_partition, names))
     for other in ("evidence", "events", "payments_2026_12", "evidence_2026_12_pkey", "my_evidence_rest", None):
         assert not months.is_partition(other)
 
 
 def test_a_month_is_over_when_its_last_day_is() -> None:
     """The month that `before` lies in is not over; that of a payment made a second before its end was."""
-    names = ["evidence_before", "evidence_2026_11", "evidence_2026_12", "evidence_rest"]
-    assert months.over(names, date(2026, 12, 31)) == [date(2026, 11, 1)]
-    assert months.over(names, date(2027, 1, 1)) == [date(2026, 11, 1), date(2026, 12, 1)]
-    assert not months.over(names, date(2026, 11, 30))
+    there = [date(2026, 11, 1), date(2026, 12, 1)]
+    assert months.over(there, date(2026, 12, 31)) == [date(2026, 11, 1)]
+    assert months.over(there, date(2027, 1, 1)) == there
+    assert not months.over(there, date(2026, 11, 30))
 
 
 def _from(month: date, count: int) -> list[date]:
