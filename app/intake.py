@@ -39,7 +39,6 @@ from app.domain import (
 from app.jitter import jitter
 from app.models import Row, events, payments, state
 from app.models import evidence as evidence_table
-from app.months import month_of
 from app.raw import Raw
 from app.settings import is_loopback
 
@@ -124,7 +123,7 @@ class Intake:
             row = (await connection.execute(_LOCKED, {"of": refid})).one_or_none()
             if row is None:
                 return None
-            fresh = raw is not None and await _keep(connection, row, raw)
+            fresh = raw is not None and await _keep(connection, refid, raw)
             work = _Work(row, self.policy)
             if evidence is not None:
                 await work.apply(connection, evidence, fresh=fresh)
@@ -158,11 +157,10 @@ class Intake:
             self._bell.announce(of_payment(after.refid))
 
 
-async def _keep(connection: AsyncConnection, row: Row, raw: Raw) -> bool:
+async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
     """Store a raw body; False where the same source had said the same before."""
     values = {
-        "refid": row.refid,
-        "month": month_of(row.created_at),
+        "refid": refid,
         "digest": raw.digest,
         "source": raw.source,
         "body": raw.body,

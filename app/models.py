@@ -13,7 +13,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Date,
     DateTime,
     Identity,
     Index,
@@ -205,10 +204,7 @@ evidence = Table(
     Column("http_status", SmallInteger, nullable=True),
     _text("remote", null=True),
     _time("created_at", now=True),
-    # In which the payment was made, whenever the row is written: app.months.
-    Column("month", Date, nullable=False, server_default=text("'-infinity'::date")),
-    PrimaryKeyConstraint("refid", "digest", "month"),
-    postgresql_partition_by="RANGE (month)",
+    PrimaryKeyConstraint("refid", "digest"),
 )
 """Raw bodies, append-only, before anybody made sense of them. `digest` is of source and body: same words once."""
 

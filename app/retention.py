@@ -21,48 +21,32 @@ from sqlalchemy import (
     literal,
     null,
     select,
-    text,
     tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database, sqlstate
+from app.database import Database
 from app.domain import FINAL
 from app.models import Row, events, evidence, payments
-from app.months import PATIENCE, make, name_of, over, there
 
 BATCH = 500
-
-_LEFT = {
-    "42501": "this role does not own the table evidence",
-    "55P03": "somebody holds the table evidence",
-    "57014": "a month is too large to be looked through within a second",
-}
-"""Why months are left as they are, by SQLSTATE: the next run, or `kpayd migrate`, comes again."""
 
 
 @dataclass(slots=True)
 class Pruned:
-    """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database.
-
-    `months` whose bodies are all gone were emptied; how many a dry run would empty is not known before. `left` says why
-    months were neither emptied nor made, where they were not.
-    """
+    """What was, or would be, taken out: payments, and raw bodies of payments that are not in the database."""
 
     payments: int = 0
     strays: int = 0
-    months: int = 0
-    left: str | None = None
 
 
 async def prune(database: Database, older_than: timedelta, *, dry_run: bool = False) -> Pruned:
     """Take personal data out of what ended longer ago than `older_than`. Small commits, so that nobody waits for it.
 
     Left alone, however old: a payment that is still looked at, and one that asks for a review. Running it twice, or
-    stopping it half-way, does no harm. In the end the months to come are made (app.months).
+    stopping it half-way, does no harm.
     """
     async with database.autocommit() as connection:
         before = (await connection.execute(select(func.now() - older_than))).scalar_one()
@@ -77,15 +61,6 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
             break
         last = batch[-1]
     pruned.strays = await _strays(database, before, dry_run=dry_run)
-    if not dry_run:
-        try:
-            async with database.engine.begin() as connection:
-                await connection.run_sync(make)
-            pruned.months = await _empty_months(database, before)
-        except DBAPIError as exc:
-            pruned.left = _LEFT.get(sqlstate(exc))
-            if pruned.left is None:
-                raise
     return pruned
 
 
@@ -145,26 +120,3 @@ async def _strays(database: Database, before: datetime, *, dry_run: bool) -> int
             statement = select(evidence.c.refid) if dry_run else delete(evidence).returning(evidence.c.refid)
             place |= {"to_refid": last[0], "to_digest": last[1]}
             count += len((await connection.execute(statement.where(stray), place)).all())
-
-
-async def _empty_months(database: Database, before: datetime) -> int:
-    """Give back the space of the months that are over and have no body left, and tell how many.
-
-    With them go the digests: what K-Pay says once more about so old a payment is news once more. Postbacks wait while
-    a month is looked through for the second time. So one that takes longer than a second to look through stays.
-    """
-    count = 0
-    async with database.autocommit() as connection:
-        months = over(await connection.run_sync(there), before.date())
-    for name in map(name_of, months):
-        is_idle = text(f"SELECT EXISTS (SELECT FROM {name}) AND NOT EXISTS (SELECT FROM {name} WHERE body <> '')")  # noqa: S608 - our own name
-        async with database.engine.begin() as connection:  # not bounded in time, as `Database`'s own are
-            if not (await connection.execute(is_idle)).scalar_one():
-                continue
-            await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
-            await connection.execute(text("SET LOCAL statement_timeout = '1s'"))
-            await connection.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
-            if (await connection.execute(is_idle)).scalar_one():
-                await connection.execute(text(f"TRUNCATE {name}"))
-                count += 1
-    return count

@@ -91,12 +91,7 @@ def prune(
         dump(asdict(pruned))
         return
     done = "would lose" if dry_run else "lost"
-    out.print(
-        f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment"
-        + ("" if dry_run else f"; {pruned.months:,} months of bodies emptied")
-    )
-    if pruned.left:
-        err.print(f"kpayd: months were neither emptied nor made: {pruned.left}; see kpayd doctor", markup=False)
+    out.print(f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment")
 
 
 def simulator(

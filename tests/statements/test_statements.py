@@ -147,16 +147,16 @@ def test_a_schema_that_citus_refuses_is_seen_in_the_database(new_database: Calla
     for statement in (
         "CREATE UNIQUE INDEX payments_tid_key ON payments (tid) INCLUDE (refid)",
         "CREATE UNIQUE INDEX payments_good_key ON payments (tid, refid)",
-        "ALTER TABLE deliveries ADD CONSTRAINT once EXCLUDE (client WITH =)",
-        "ALTER TABLE deliveries ADD CONSTRAINT of_payment FOREIGN KEY (refid) REFERENCES payments",
+        "ALTER TABLE evidence ADD CONSTRAINT once EXCLUDE (digest WITH =)",
+        "ALTER TABLE events ADD CONSTRAINT of_payment FOREIGN KEY (refid) REFERENCES payments",
         "CREATE RULE kept AS ON DELETE TO payments DO INSTEAD NOTHING",
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
         "CREATE TRIGGER t AFTER INSERT ON payments FOR EACH ROW EXECUTE FUNCTION f()",
     ):
         query(url, statement)
     assert sorted(wrong_in_database(url)) == [
-        "deliveries: foreign key of_payment",
-        "deliveries: once without refid",
+        "events: foreign key of_payment",
+        "evidence: once without refid",
         "payments: payments_tid_key without refid",
         "payments: rule kept",
         "payments: trigger t",
