@@ -66,20 +66,28 @@ class Inbox:
         Raises `Full`, or the database's error, or `TimeoutError`: then nothing may be acknowledged.
         """
         key = (postback.refid, postback.raw.digest)
-        if key in self._waiting:
+        if key in self._waiting and not self._waiting[key][1].done():
             stored = self._waiting[key][1]
-        elif len(self._waiting) >= MOST_WAITING or self._waiting_of[postback.refid] >= MOST_OF_ONE:
+        elif key not in self._waiting and self._is_full(postback.refid):
             raise Full
         else:
-            loop = asyncio.get_running_loop()
-            stored = loop.create_future()
-            self._deadlines.append((loop.time() + ANSWER_SECONDS, stored))
-            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
-            stored.add_done_callback(lambda future: future.cancelled() or future.exception())
-            self._waiting[key] = (postback, stored)
-            self._waiting_of[postback.refid] += 1
-            self._arrived.set()
+            stored = self._queued(key, postback)
         return await asyncio.shield(stored)
+
+    def _is_full(self, refid: str) -> bool:
+        return len(self._waiting) >= MOST_WAITING or self._waiting_of[refid] >= MOST_OF_ONE
+
+    def _queued(self, key: tuple[str, bytes], postback: Postback) -> _Stored:
+        """Put it in line, or in the place of the same one that nobody waits for any more."""
+        loop = asyncio.get_running_loop()
+        stored: _Stored = loop.create_future()
+        # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
+        stored.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._deadlines.append((loop.time() + ANSWER_SECONDS, stored))
+        self._waiting_of[postback.refid] += key not in self._waiting
+        self._waiting[key] = (postback, stored)
+        self._arrived.set()
+        return stored
 
     async def run(self) -> None:
         """Store what waits, batch after batch, until cancelled."""

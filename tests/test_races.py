@@ -16,6 +16,7 @@ from app.inbox import Inbox, Postback
 from app.intake import Intake, Policy
 from app.kpay import client as kpay
 from app.kpay.unseen import Unseen
+from app.models import Row
 from app.orders import NewPayment, Terms, record
 from app.raw import Raw
 from app.reconcile import Reconciler
@@ -177,6 +178,34 @@ def test_fault_03_the_same_postback_from_many_processes_is_one_effect(url: str) 
     entries = query(url, "SELECT seq FROM events WHERE refid = $1 ORDER BY seq", refid)
     assert [row["seq"] for row in entries] == list(range(1, 103))
     assert query(url, "SELECT count(*) AS n FROM evidence")[0]["n"] == 101
+
+
+def test_nobody_waits_longer_than_two_seconds_and_the_inbox_goes_on(url: str) -> None:
+    """Behind others of a payment that is locked a postback is given up in time; sent again, it is stored after all."""
+
+    async def run() -> tuple[list[object], float, Row | None]:
+        async with databases(url, 3) as (pool, other, holder):
+            row, _ = await record(pool, ORDER, "shop", None, TERMS)
+            *before, last = (Postback(row.refid, PAID, Raw(Source.POSTBACK, said, "")) for said in (b"1", b"2", b"3"))
+            inbox, clock = Inbox(other, Bell()), asyncio.get_running_loop().time
+            async with background(inbox.run()), holder.engine.connect() as connection:
+                await connection.execute(text("SELECT 1 FROM payments WHERE refid = :of FOR UPDATE"), {"of": row.refid})
+                puts = [asyncio.create_task(inbox.put(each)) for each in before]
+                await asyncio.sleep(0.5)
+                began = clock()
+                puts.append(asyncio.create_task(inbox.put(last)))
+                given_up = await asyncio.gather(*puts, return_exceptions=True)
+                waited = clock() - began
+                again = asyncio.create_task(inbox.put(last))
+                await asyncio.sleep(0)
+                await connection.rollback()
+                return list(given_up), waited, await again
+
+    given_up, waited, stored = asyncio.run(run())
+    assert [type(each) for each in given_up] == [TimeoutError] * 3
+    assert 1.9 < waited < 2.4
+    assert stored is not None
+    assert len(query(url, "SELECT 1 FROM evidence WHERE body = '3'")) == 1
 
 
 def test_a_poisoned_row_fails_alone(url: str) -> None:
