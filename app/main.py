@@ -153,8 +153,15 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
     )
 
 
-def create_app(settings: Settings, *, with_worker: bool = True) -> FastAPI:
-    """Return the service as an ASGI application; `with_worker` checks and notifies in this process too."""
+def create_app(settings: Settings, *, with_worker: bool = True) -> Listener:
+    """Return the service as an ASGI application: the listener, and behind it the API (`api`).
+
+    `with_worker` checks and notifies in this process too.
+    """
+    return Listener(_create_api(settings, with_worker=with_worker))
+
+
+def _create_api(settings: Settings, *, with_worker: bool) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -239,7 +246,7 @@ def from_environment(*, with_worker: bool = True) -> Listener:
     """Return the service as its environment describes it: what each uvicorn process of `kpayd serve` calls."""
     settings = load(Settings)
     logs.configure(settings.log_format, settings.log_level)
-    return Listener(create_app(settings, with_worker=with_worker))
+    return create_app(settings, with_worker=with_worker)
 
 
 web_alone = partial(from_environment, with_worker=False)

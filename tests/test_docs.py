@@ -68,7 +68,7 @@ def test_the_openapi_document_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reference in it leads to a schema that is there, so that a client can be generated from it."""
     for name, value in settings("postgresql://127.0.0.1/kpayd", "https://pay.example.rw/", 8000, {}).items():
         monkeypatch.setenv(name, value)
-    document = create_app(load(Settings)).openapi()
+    document = create_app(load(Settings)).api.openapi()
     references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
     assert "#/components/schemas/Problem" in references
     for reference in references:

@@ -135,7 +135,8 @@ class BodyRefused(Exception):  # noqa: N818 - the name says what it is
 
 async def read_body(scope: Scope, receive: Receive) -> bytes | None:
     """Return the whole body, or None where the client has gone. Raises `BodyRefused`: too large, or too slow."""
-    if scope["state"]["body_is_there"]():
+    is_there = scope.get("state", {}).get("body_is_there")  # app.server tells; another server need not
+    if is_there is not None and is_there():
         return await _read(scope, receive)
     try:
         async with asyncio.timeout(BODY_SECONDS):
