@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -30,6 +31,7 @@ TELLING = "kpayd telling"
 """What the connections are called by which clients and other processes are told: they stand in nobody's way."""
 
 _CONNECT_SECONDS = 1.5  # shorter, so that a second host of the URL has its turn
+_RECYCLE = 1_800.0
 _RENAMED = {"sslmode": "ssl"}
 _OURS = {"connect_timeout", "application_name"}  # libpq's; this service sets both itself
 _READ_ONLY = "25006"
@@ -51,7 +53,9 @@ def async_url(url: str) -> str:
     return f"{parts.scheme}://{rest}"
 
 
-def make_engine(url: str, *, pool: int, pooled: bool = False, name: str = "kpayd") -> AsyncEngine:
+def make_engine(
+    url: str, *, pool: int, pooled: bool = False, name: str = "kpayd", recycle: float = _RECYCLE
+) -> AsyncEngine:
     """Return an engine that holds at most `pool` connections; the caller disposes of it.
 
     `pooled` is for a pooler that gives each transaction another connection (pgbouncer): nothing is prepared ahead, and
@@ -71,7 +75,7 @@ def make_engine(url: str, *, pool: int, pooled: bool = False, name: str = "kpayd
         max_overflow=0,
         pool_timeout=ANSWER_SECONDS,  # never waited for: `Database` lets in no more than the pool holds
         pool_pre_ping=False,
-        pool_recycle=1800,
+        pool_recycle=recycle,
         hide_parameters=True,
         connect_args=arguments,
     )
@@ -98,17 +102,36 @@ def _leave_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A connection that is kept at hand between two uses."""
+
+    connection: AsyncConnection
+    driver: Any  # asyncpg's own
+    until: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it can be used again."""
+        return not self.driver.is_closed() and time.monotonic() < self.until
+
+
 class Database:
     """One pool of connections with the two ways of using it. Both raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
 
     Whoever waits for a connection waits in line: SQLAlchemy's own pool lets newcomers overtake, and under load the
-    same few callers wait until their time is up.
+    same few callers wait until their time is up. And what was used once stays at hand, apart for each way: to take a
+    connection out of that pool and to put it back cost as much as the statement.
     """
 
-    def __init__(self, engine: AsyncEngine, connections: int, *, pooled: bool = False) -> None:
+    def __init__(self, engine: AsyncEngine, connections: int, *, pooled: bool, recycle: float) -> None:
         self.engine = engine
         # Behind a pooler a statement alone may be prepared on one connection and executed on another.
         self._autocommit = engine if pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._at_hand: dict[AsyncEngine, list[_Held]] = {engine: [], self._autocommit: []}
+        self._open = 0
+        self._most = connections
+        self._recycle = recycle
         self._line = asyncio.Semaphore(connections)
         self._waited = 0.0
 
@@ -122,7 +145,8 @@ class Database:
         """Yield a connection for single statements, each its own transaction (a quarter cheaper for reads)."""
         async with self._connected(self._autocommit) as connection:
             yield connection
-            await connection.commit()
+            if self._autocommit is self.engine:
+                await connection.commit()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -137,36 +161,88 @@ class Database:
             except UNAVAILABLE as exc:
                 raise CommitInDoubt(type(exc).__name__) from exc
 
+    async def close(self) -> None:
+        """Close what is at hand."""
+        await self._let_go_of_all()
+        await self.engine.dispose()
+
     @asynccontextmanager
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with asyncio.timeout(ANSWER_SECONDS):
             began = time.monotonic()
             async with self._line:
                 self._waited = time.monotonic() - began
-                async with engine.connect() as connection:
+                held = await self._taken(engine)
+                try:
                     try:
-                        try:
-                            yield connection
-                        except Exception:
-                            # Here it can still be cut short: SQLAlchemy's own would wait for an answer for ever.
-                            await connection.rollback()
-                            raise
-                    except asyncio.CancelledError:
-                        if not connection.invalidated:
-                            await connection.invalidate()
+                        yield held.connection
+                    except Exception:
+                        # Here it can still be cut short: SQLAlchemy's own would wait for an answer for ever.
+                        await held.connection.rollback()
                         raise
+                except asyncio.CancelledError:
+                    if not held.connection.invalidated:
+                        await held.connection.invalidate()
+                    raise
+                finally:
+                    await self._put_back(engine, held)
+
+    async def _taken(self, engine: AsyncEngine) -> _Held:
+        """Return a connection: one at hand, else another one, for which one of the other way may have to go."""
+        while self._at_hand[engine]:
+            held = self._at_hand[engine].pop()
+            if held.is_good:
+                return held
+            await self._let_go(held)
+        self._open += 1
+        try:
+            if self._open > self._most:
+                await self._let_go(next(each.pop(0) for each in self._at_hand.values() if each))
+            connection = await engine.connect()
+        except BaseException:
+            self._open -= 1
+            raise
+        return _Held(
+            connection, (await connection.get_raw_connection()).driver_connection, time.monotonic() + self._recycle
+        )
+
+    async def _put_back(self, engine: AsyncEngine, held: _Held) -> None:
+        is_unfinished = engine is self.engine and held.connection.in_transaction()
+        if held.is_good and not is_unfinished:
+            self._at_hand[engine].append(held)
+            return
+        await self._let_go(held)
+        # After a failover the others are no better: SQLAlchemy's pool remembers when it was, and opens new ones.
+        await self._let_go_of_all()
+
+    async def _let_go_of_all(self) -> None:
+        for each in self._at_hand.values():
+            while each:
+                await self._let_go(each.pop())
+
+    async def _let_go(self, held: _Held) -> None:
+        try:
+            await held.connection.close()
+        finally:
+            self._open -= 1
 
 
 @asynccontextmanager
-async def open_database(url: str, *, pool: int, pooled: bool = False, name: str = "kpayd") -> AsyncIterator[Database]:
-    """Yield a `Database` and close its connections afterwards; `name` is what PostgreSQL's own lists call them."""
-    engine = make_engine(url, pool=pool, pooled=pooled, name=name)
+async def open_database(
+    url: str, *, pool: int, pooled: bool = False, name: str = "kpayd", recycle: float = _RECYCLE
+) -> AsyncIterator[Database]:
+    """Yield a `Database` and close its connections afterwards; `name` is what PostgreSQL's own lists call them.
+
+    A connection is used for `recycle` seconds, and then another one in its place.
+    """
+    engine = make_engine(url, pool=pool, pooled=pooled, name=name, recycle=recycle)
+    database = Database(engine, pool, pooled=pooled, recycle=recycle)
     try:
-        yield Database(engine, pool, pooled=pooled)
+        yield database
     finally:
         with suppress(TimeoutError):  # a server that does not answer is not waited for
             async with asyncio.timeout(ANSWER_SECONDS):
-                await engine.dispose()
+                await database.close()
 
 
 def sqlstate(exc: BaseException) -> str:

@@ -116,6 +116,7 @@ def test_fault_38_after_a_failure_the_next_one_is_answered(new_database: Callabl
 
     async def play(database: Database, lookup: Lookup) -> None:
         refid = await new(database)
+        await database.close()
         async with AsyncExitStack() as held:
             for _ in range(CONNECTIONS):
                 connection = await held.enter_async_context(database.engine.connect())

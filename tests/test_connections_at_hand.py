@@ -1,0 +1,167 @@
+"""Connections stay at hand between two uses: never more than there may be, never one that is no good."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import UNAVAILABLE, Database, open_database
+from tests.support import query
+
+CONNECTIONS = 3
+_OURS = "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'at hand' AND datname = current_database()"
+Play = Callable[[Database], Coroutine[Any, Any, None]]
+
+
+def played(url: str, play: Play, *, recycle: float = 1_800) -> None:
+    """Run `play` on a database."""
+
+    async def run() -> None:
+        async with open_database(url, pool=CONNECTIONS, name="at hand", recycle=recycle) as database:
+            await play(database)
+
+    asyncio.run(run())
+
+
+async def there_are(url: str) -> int:
+    """Return how many connections the server sees."""
+    found = await asyncio.to_thread(query, url, _OURS)
+    return int(found[0]["n"])
+
+
+async def pid_of(connection: AsyncConnection) -> int:
+    """Return which of the server's processes answers."""
+    return int((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+
+async def one(database: Database) -> int:
+    """Use a connection for one statement; return whose it was."""
+    async with database.autocommit() as connection:
+        return await pid_of(connection)
+
+
+async def in_transaction(database: Database) -> int:
+    """Use a connection for a transaction; return whose it was."""
+    async with database.transaction() as connection:
+        return await pid_of(connection)
+
+
+def test_both_ways_together_open_no_more_than_there_may_be(new_database: Callable[[], str]) -> None:
+    """Whatever one way has at hand, the other one gets its connections, and no more are opened than may be."""
+    url = new_database()
+
+    async def play(database: Database) -> None:
+        for way in (one, in_transaction, one, in_transaction):
+            pids = await asyncio.gather(*(way(database) for _ in range(CONNECTIONS * 3)))
+            assert 1 <= len(set(pids)) <= CONNECTIONS
+        await asyncio.gather(*(way(database) for _ in range(CONNECTIONS * 5) for way in (one, in_transaction)))
+        async with AsyncExitStack() as held:
+            kinds = (database.autocommit, database.transaction, database.autocommit)
+            connections = [await held.enter_async_context(kind()) for kind in kinds]
+            assert len({await pid_of(connection) for connection in connections}) == CONNECTIONS
+            assert await there_are(url) == CONNECTIONS
+
+    played(url, play)
+    time.sleep(0.2)
+    assert asyncio.run(there_are(url)) == 0
+
+
+def test_one_at_a_time_comes_by_the_same_connection(new_database: Callable[[], str]) -> None:
+    """What is at hand is used again, also after a statement that failed."""
+
+    async def play(database: Database) -> None:
+        pids = {await one(database), await one(database)}
+        with pytest.raises(DBAPIError):
+            async with database.autocommit() as connection:
+                await connection.execute(text("SELECT 1 / 0"))
+        assert pids == {await one(database)}
+        pids = {await in_transaction(database), await in_transaction(database)}
+        with pytest.raises(DBAPIError):
+            async with database.transaction() as connection:
+                await connection.execute(text("SELECT 1 / 0"))
+        assert pids == {await in_transaction(database)}
+
+    played(new_database(), play)
+
+
+@pytest.mark.parametrize("way", [one, in_transaction])
+def test_what_ended_while_it_was_at_hand_is_nobodys(
+    new_database: Callable[[], str], way: Callable[[Database], Coroutine[Any, Any, int]]
+) -> None:
+    """A connection that the server ended meanwhile brings no error: another one is opened."""
+    url = new_database()
+
+    async def play(database: Database) -> None:
+        pid = await way(database)
+        await asyncio.to_thread(query, url, "SELECT pg_terminate_backend($1)", pid)
+        await asyncio.sleep(0.2)
+        assert await way(database) != pid
+
+    played(url, play)
+
+
+def test_a_connection_is_used_for_so_long(new_database: Callable[[], str]) -> None:
+    """After its time another one takes its place."""
+
+    async def play(database: Database) -> None:
+        pid = await one(database)
+        assert await one(database) == pid
+        await asyncio.sleep(0.5)
+        assert await one(database) != pid
+
+    played(new_database(), play, recycle=0.4)
+
+
+def test_what_could_not_be_opened_is_not_counted(new_database: Callable[[], str]) -> None:
+    """However often no connection was to be had, the next one is asked for as ever."""
+
+    async def play(database: Database) -> None:
+        for _ in range(CONNECTIONS * 2):
+            with pytest.raises(UNAVAILABLE):
+                await one(database)
+
+    played(new_database() + "-that-is-not-there", play)
+
+
+def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
+    new_database: Callable[[], str],
+) -> None:
+    """One write that is refused tells of them all: what is written next comes to a server that takes it."""
+    url = new_database()
+    query(url, "CREATE TABLE written (at timestamptz)")
+
+    async def play(database: Database) -> None:
+        async with AsyncExitStack() as held:
+            for _ in range(CONNECTIONS):
+                connection = await held.enter_async_context(database.autocommit())
+                await connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+        with pytest.raises(DBAPIError, match="read-only"):
+            async with database.autocommit() as connection:
+                await connection.execute(text("INSERT INTO written SELECT now()"))
+        for _ in range(CONNECTIONS):
+            async with database.autocommit() as connection:
+                await connection.execute(text("INSERT INTO written SELECT now()"))
+
+    played(url, play)
+
+
+def test_a_block_that_is_left_for_good_takes_its_transaction_along(new_database: Callable[[], str]) -> None:
+    """What was begun and never ended is not ended by whoever comes next."""
+    url = new_database()
+    query(url, "CREATE TABLE written (at timestamptz)")
+
+    async def play(database: Database) -> None:
+        block = database.transaction()
+        connection = await block.__aenter__()
+        await connection.execute(text("INSERT INTO written SELECT now()"))
+        await block.__aexit__(GeneratorExit, GeneratorExit(), None)
+        await in_transaction(database)
+
+    played(url, play)
+    assert query(url, "SELECT count(*) AS n FROM written")[0]["n"] == 0
