@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 
 from app import __version__, egress, logs
@@ -20,6 +19,7 @@ from app.api import tokens as tokens_api
 from app.api.admission import Admission
 from app.api.asgi import Authentication, BodyLimit, Farewell
 from app.api.context import Context
+from app.api.reading import Reading
 from app.api.returl import Listener
 from app.bell import Bell
 from app.breaker import Breaker
@@ -154,11 +154,12 @@ def _assemble(settings: Settings, pool: list[Database], gateway: kpay.KPay, outs
 
 
 def create_app(settings: Settings, *, with_worker: bool = True) -> Listener:
-    """Return the service as an ASGI application: the listener, and behind it the API (`api`).
+    """Return the service as an ASGI application: the listener, what every call passes, and at the end the API (`api`).
 
     `with_worker` checks and notifies in this process too.
     """
-    return Listener(_create_api(settings, with_worker=with_worker))
+    api = _create_api(settings, with_worker=with_worker)
+    return Listener(api, Farewell(Admission(Authentication(Reading(BodyLimit(api))))))
 
 
 def _create_api(settings: Settings, *, with_worker: bool) -> FastAPI:
@@ -190,11 +191,6 @@ def _create_api(settings: Settings, *, with_worker: bool) -> FastAPI:
         openapi_tags=[{"name": name} for name in ("payments", "tokens", "events", "operation")],
     )
     problems.install(app)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(Authentication)
-    app.add_middleware(Admission)
-    app.add_middleware(Farewell)
-    app.add_middleware(CorrelationIdMiddleware)
     for router in (payments_api.router, tokens_api.router, events_api.router, health.router):
         # As the routes that they are: an included router looks for the one that is meant again, a fifth of a read.
         app.router.routes.extend(router.routes)

@@ -78,8 +78,8 @@ class Authentication:
             request = Request(scope)
             parts = parts_of(request)
             kind, _, key = request.headers.get("authorization", "").partition(" ")
-            address = remote_address(request, parts.settings.trusted_proxies)
-            guesser = bool(key) and not parts.clients.has_seen(key.strip()) and parts.guesses.too_many(address)
+            unknown = bool(key) and not parts.clients.has_seen(key.strip())
+            guesser = unknown and parts.guesses.too_many(_address(request))
             if guesser and parts.guesses.turn.locked():
                 await _GUESSER.response()(scope, receive, send)
                 return
@@ -95,11 +95,15 @@ class Authentication:
             if client is None:
                 if key:
                     metrics.WRONG_KEYS.inc()
-                    parts.guesses.note(address)
+                    parts.guesses.note(_address(request))
                 await unauthorized().response()(scope, receive, send)
                 return
             request.state.client, request.state.key = client, key.strip()
         await self._app(scope, receive, send)
+
+
+def _address(request: Request) -> str:
+    return remote_address(request, parts_of(request).settings.trusted_proxies)
 
 
 class BodyLimit:

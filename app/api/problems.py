@@ -297,6 +297,12 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
 }
 
 
+async def answer_to(request: Request, exc: Exception) -> JSONResponse:
+    """Return what is answered where `exc` was raised; the nearest class in its ancestry decides."""
+    handler = next(_HANDLERS[kind] for kind in type(exc).__mro__ if kind in _HANDLERS)
+    return await handler(request, exc)
+
+
 def _with_problem(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """Return `app.openapi` with the problem among its schemas, which the responses refer to, and a whole payment."""
 

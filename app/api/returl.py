@@ -10,7 +10,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import metrics
 from app.api.asgi import BodyRefused, read_body
@@ -36,21 +36,26 @@ _LONGEST_CONTENT_TYPE = 200
 
 
 class Listener:
-    """Answers `POST /kpay/returl/{refid}/{mac}` and hands every other request on to the API.
+    """Answers `POST /kpay/returl/{refid}/{mac}` and hands every other request on, in the end to `api`.
 
     OK once the postback is stored, ERROR where it could not be understood, 503 where it is not stored.
     """
 
-    def __init__(self, api: FastAPI) -> None:
+    def __init__(self, api: FastAPI, others: ASGIApp) -> None:
         self.api = api
-        self._listen = CorrelationIdMiddleware(self._postback, update_request_header=False)
+        self._others = others
+        self._identified = CorrelationIdMiddleware(self._hand_on, update_request_header=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        scope["app"] = self.api
+        await self._identified(scope, receive, send)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_postback = (
             scope["type"] == "http" and scope["path"].startswith(PREFIX) and scope["path"].count("/") == _PARTS
         )
-        await (self._listen if is_postback else self.api)(scope, receive, send)
+        await (self._postback if is_postback else self._others)(scope, receive, send)
 
     async def _postback(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Context = self.api.state.context
