@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from cachetools import TTLCache
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.bell import DUE, Bell
 from app.breaker import Breaker
-from app.database import UNAVAILABLE, Database
+from app.database import ANSWER_SECONDS, UNAVAILABLE, Database
 from app.domain import OPEN, Evidence, Says, Source, Status
 from app.intake import Intake
 from app.kpay import meaning
@@ -33,6 +33,11 @@ log = structlog.get_logger()
 
 LOOK_EVERY = 0.5
 """Seconds between two looks for due payments that no bell has announced."""
+
+_EVER = datetime.fromtimestamp(0, UTC)
+_LOOK_AT_ALL_EVERY = 2.0
+_NOT_YET_SEEN = timedelta(seconds=ANSWER_SECONDS)
+"""How long a commit may take that makes a payment due: one that is due since then may show only now."""
 
 _LEASE_MARGIN = 10.0
 _REST = 2.0
@@ -89,6 +94,8 @@ class Reconciler:
         self._looked: TTLCache[str, bool] = TTLCache(10_000, _REST, time.monotonic)
         self._line = asyncio.Semaphore(concurrency)
         self._expire_at = 0.0
+        self._look_at_all_at = 0.0
+        self._due_since = _EVER
         self.breaker = breaker
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -196,13 +203,26 @@ class Reconciler:
         return claims
 
     async def _lease(self, most: int) -> Sequence[Claim]:
-        """Take leases: candidates without a lock, then an UPDATE that only one claimant's condition survives."""
-        due = and_(payments.c.next_check_at <= func.now(), payments.c.gateway == self._gateway, _IS_FREE)
-        candidates = select(payments.c.refid).where(due).order_by(payments.c.next_check_at).limit(most)
+        """Take leases: candidates without a lock, then an UPDATE that only one claimant's condition survives.
+
+        Looks from where the last look began. Before that are those that are being asked about, and the dead entries
+        of those that were: vacuum leaves them in a large table. Whoever else is there is found every two seconds.
+        """
+        if time.monotonic() >= self._look_at_all_at:
+            self._look_at_all_at, self._due_since = time.monotonic() + _LOOK_AT_ALL_EVERY, _EVER
+        due = and_(
+            payments.c.next_check_at.between(self._due_since, func.now()),
+            payments.c.gateway == self._gateway,
+            _IS_FREE,
+        )
+        columns = (payments.c.refid, payments.c.next_check_at, func.now().label("now"))
+        candidates = select(*columns).where(due).order_by(payments.c.next_check_at).limit(most)
         async with self._database.autocommit() as connection:
-            refids = sorted((await connection.execute(candidates)).scalars())
-            if not refids:
+            found = (await connection.execute(candidates)).all()
+            if not found:
                 return []
+            self._due_since = min(found[0].next_check_at, found[0].now - _NOT_YET_SEEN)
+            refids = sorted(row.refid for row in found)
             return await self._take_leases(connection, and_(payments.c.refid == any_(cast(refids, ARRAY(Text))), due))
 
     async def _take_leases(self, connection: AsyncConnection, wanted: ColumnElement[bool]) -> Sequence[Claim]:

@@ -130,6 +130,24 @@ def test_fault_43_a_due_payment_is_leased_once(url: str) -> None:
     assert len(claimed) == len(set(claimed)) == 300
 
 
+def test_what_is_due_from_before_the_last_look_is_found_all_the_same(url: str) -> None:
+    """A look begins where the last one did, or two seconds ago; what is due for longer is found two seconds later."""
+
+    async def run() -> None:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        async with databases(url, 1) as (pool,), kpay.connect(endpoint) as gateway:
+            claimant, found = reconciler(pool, gateway, concurrency=50), []
+            rows = [(await record(pool, ORDER, "shop", None, TERMS))[0].refid for _ in range(4)]
+            for refid, ago, wait in zip(rows, (0, 1, 3_600, 0), (0, 0, 0, 2.1), strict=True):
+                late = "UPDATE payments SET next_check_at = now() - $2 * interval '1 second' WHERE refid = $1"
+                await asyncio.to_thread(query, url, late, refid, ago)
+                await asyncio.sleep(wait)
+                found.append([claim.refid for claim in await claimant._claim(100)])
+        assert found == [[rows[0]], [rows[1]], [], sorted(rows[2:])]
+
+    asyncio.run(run())
+
+
 def test_fault_44_a_claim_that_stood_in_line_too_long_is_given_up(url: str) -> None:
     """K-Pay takes so long for one answer that the next claim's lease would run out under way: it is not asked."""
 
