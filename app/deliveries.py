@@ -40,9 +40,11 @@ _IS_BEHIND = and_(
 _KEYS = select(deliveries.c.refid, deliveries.c.seq)
 _IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
 """Of a payment's events the earlier first, and rows locked in one order."""
-_DUE = (
-    _KEYS.outerjoin(_earlier, _IS_BEHIND)
-    .where(deliveries.c.client == bindparam("client"), deliveries.c.next_at <= func.now(), _earlier.c.refid.is_(None))
+_SOON = (
+    _KEYS.add_columns(func.extract("epoch", deliveries.c.next_at - func.now()).label("due_in"))
+    .outerjoin(_earlier, _IS_BEHIND)
+    .where(deliveries.c.client == bindparam("client"), _earlier.c.refid.is_(None))
+    .where(deliveries.c.next_at <= func.now() + bindparam("ahead", type_=Interval))
     .order_by(deliveries.c.next_at, deliveries.c.refid)
     .limit(bindparam("most"))
 )
@@ -63,9 +65,6 @@ _TOLD = (
     .join(payments, payments.c.refid == events.c.refid)
     .join(_THESE, (_THESE.c.refid == events.c.refid) & (_THESE.c.seq == events.c.seq))
 )
-_NEXT = select(func.extract("epoch", func.min(deliveries.c.next_at) - func.now())).where(
-    deliveries.c.client == bindparam("client"), deliveries.c.next_at > func.now()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +79,24 @@ def _these(rows: Sequence[Row]) -> dict[str, Any]:
     return {"refids": [row.refid for row in rows], "seqs": [row.seq for row in rows]}
 
 
-async def claim(database: Database, client: str, most: int, lease: timedelta) -> Sequence[Claim]:
-    """Take up to `most` due deliveries of `client`; nobody else has them until `lease` is over."""
+async def claim(
+    database: Database, client: str, most: int, *, lease: timedelta, ahead: float
+) -> tuple[Sequence[Claim], float]:
+    """Take up to `most` due deliveries of `client`; nobody else has them until `lease` is over.
+
+    Returns them, and in how many seconds to look again: when another one is due, or `ahead` where none is by then.
+    """
     async with database.autocommit() as connection:
-        due = (await connection.execute(_DUE, {"client": client, "most": most})).all()
+        asked = {"client": client, "most": most, "ahead": timedelta(seconds=ahead)}
+        soon = (await connection.execute(_SOON, asked)).all()
+        due = [row for row in soon if row.due_in <= 0]
+        rest = float(soon[len(due)].due_in) if len(due) < len(soon) else ahead
         if not due:
-            return []
+            return [], rest
         claimed = (await connection.execute(_CLAIM, _these(due) | {"lease": lease})).all()
         attempts = {(row.refid, row.seq): row.attempts for row in claimed}
         told = (await connection.execute(_TOLD, _these(claimed))).all()
-    return [Claim(row, attempts[row.refid, row.event_seq]) for row in told]
-
-
-async def next_due_in(database: Database, client: str) -> float | None:
-    """Return in how many seconds another delivery of `client` is due; None where none is waiting."""
-    async with database.autocommit() as connection:
-        seconds: float | None = (await connection.execute(_NEXT, {"client": client})).scalar_one()
-    return None if seconds is None else float(seconds)
+    return [Claim(row, attempts[row.refid, row.event_seq]) for row in told], rest
 
 
 async def with_open(database: Database, names: Sequence[str]) -> Sequence[str]:

@@ -130,12 +130,8 @@ class Notifier:
         under_way: set[asyncio.Task[None]] = set()
         with self._bell.listen(of_feed(client)) as fed:
             while not stopping.is_set() and (receiver := self._receivers.get(client)):
-                rest = self._bell.patience
                 try:
-                    room = 0 if receiver.paused else self._policy.concurrency - len(under_way)
-                    claims = await self._claim(client, room)
-                    if len(claims) < room:
-                        rest = min(rest, await deliveries.next_due_in(self._database, client) or rest)
+                    claims, rest = await self._claim(receiver, self._policy.concurrency - len(under_way))
                 except UNAVAILABLE as exc:
                     log.error("deliveries could not be claimed", client=client, error=type(exc).__name__)  # noqa: TRY400
                     rest, claims = 1.0, []
@@ -144,15 +140,17 @@ class Notifier:
                     under_way.add(task)
                     task.add_done_callback(under_way.discard)
                     task.add_done_callback(lambda _: fed.ring())
-                await fed.within(min(rest, _LOOK_EVERY) if receiver.paused else rest)
+                await fed.within(rest)
         if under_way:
             await asyncio.wait(under_way)
 
-    async def _claim(self, client: str, room: int) -> Sequence[Claim]:
+    async def _claim(self, receiver: Receiver, room: int) -> tuple[Sequence[Claim], float]:
+        if receiver.paused:
+            return [], min(self._bell.patience, _LOOK_EVERY)
         if not room:
-            return []
+            return [], self._bell.patience
         lease = timedelta(seconds=self._policy.timeout + _LEASE_MARGIN)
-        return await deliveries.claim(self._database, client, room, lease)
+        return await deliveries.claim(self._database, receiver.client, room, lease=lease, ahead=self._bell.patience)
 
     async def _deliver(self, receiver: Receiver, claim: Claim) -> None:
         try:
