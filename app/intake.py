@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import Text, bindparam, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -61,6 +61,19 @@ _WORDS_OF_THE_PAYMENT = frozenset(
 _NOW = func.now().label("now")
 _LOCKED = select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update()
 _CHANGE = update(payments).where(payments.c.refid == bindparam("of")).returning(payments, _NOW)
+_NOTE = insert(events)
+_LOCK_NUMBER = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("number", type_=Text), 0)))
+_OTHERS = (
+    select(payments.c.refid)
+    .where(payments.c.momtransactionid == bindparam("number"), payments.c.refid != bindparam("of"))
+    .limit(10)
+)
+_PAID_TOO = (
+    select(payments.c.refid)
+    .where(payments.c.client == bindparam("by"), payments.c.orderid == bindparam("order"))
+    .where(payments.c.refid != bindparam("of"), payments.c.status == Status.SUCCEEDED)
+    .limit(1)
+)
 _KEEP = upsert(evidence_table).on_conflict_do_nothing().returning(evidence_table.c.refid)
 
 
@@ -295,7 +308,7 @@ class _Work:
         if self.entries:
             told = state(row)
             entries = [entry | {"state": None if entry["type"] == EVIDENCE else told} for entry in self.entries]
-            await connection.execute(insert(events), entries)
+            await connection.execute(_NOTE, entries)
         return row
 
     def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:
@@ -320,13 +333,11 @@ async def _order_is_paid(connection: AsyncConnection, row: Row) -> bool:
     """Whether another payment of the same client's order has succeeded."""
     if row.orderid is None:
         return False
-    same = (payments.c.client == row.client) & (payments.c.orderid == row.orderid) & (payments.c.refid != row.refid)
-    query = select(payments.c.refid).where(same, payments.c.status == Status.SUCCEEDED).limit(1)
-    return (await connection.execute(query)).one_or_none() is not None
+    order = {"by": row.client, "order": row.orderid, "of": row.refid}
+    return (await connection.execute(_PAID_TOO, order)).one_or_none() is not None
 
 
 async def _others_with(connection: AsyncConnection, momtransactionid: str, refid: str) -> Sequence[str]:
     """Return the other payments that carry `momtransactionid`; of two that ask at once, the later sees the first."""
-    await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(momtransactionid, 0))))
-    query = select(payments.c.refid).where(payments.c.momtransactionid == momtransactionid, payments.c.refid != refid)
-    return (await connection.execute(query.limit(10))).scalars().all()
+    await connection.execute(_LOCK_NUMBER, {"number": momtransactionid})
+    return (await connection.execute(_OTHERS, {"number": momtransactionid, "of": refid})).scalars().all()

@@ -123,10 +123,17 @@ _INSERT = (
     .returning(payments)
 )
 
+_NOTE = insert(events)
 
 # Locked, as all that is repeated to a caller: a commit then waits for a standby that the first one may not have had.
-_LANDED = (
-    select(payments).where(payments.c.refid == bindparam("of"), payments.c.attempt == bindparam("by")).with_for_update()
+_THERE = select(payments).where(payments.c.refid == bindparam("of")).with_for_update()
+_LANDED = _THERE.where(payments.c.attempt == bindparam("by"))
+_CLAIM = upsert(claims).on_conflict_do_nothing()
+_HOLDER = (
+    select(claims.c.refid)
+    .where(claims.c.client == bindparam("client"), claims.c.kind == bindparam("kind"))
+    .where(claims.c.value == bindparam("value"))
+    .with_for_update()
 )
 
 
@@ -208,12 +215,12 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mi
     if row is not None:
         created = {"refid": refid, "seq": 1, "type": "payment.created"}
         told = {"source": Source.CALLER, "status": Status.CREATED, "state": state(row)}
-        await connection.execute(insert(events), created | told)
+        await connection.execute(_NOTE, created | told)
     return row
 
 
 async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, client: str, *, by_key: bool) -> Row:
-    row = (await connection.execute(select(payments).where(payments.c.refid == refid).with_for_update())).one()
+    row = (await connection.execute(_THERE, {"of": refid})).one()
     if row.client != client:
         raise Conflict("refid_used", "this refid is taken")
     if row.fingerprint != order.fingerprint():
@@ -225,10 +232,9 @@ async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, 
 
 async def _claim(connection: AsyncConnection, client: str, kind: str, value: str, refid: str) -> str:
     """Claim a name for `refid` and return who holds it: `refid`, or the one that was first. Waits for one under way."""
-    values = {"client": client, "kind": kind, "value": value, "refid": refid}
-    await connection.execute(upsert(claims).values(**values).on_conflict_do_nothing())
-    query = select(claims.c.refid).where(claims.c.client == client, claims.c.kind == kind, claims.c.value == value)
-    return str((await connection.execute(query.with_for_update())).scalar_one())
+    name = {"client": client, "kind": kind, "value": value}
+    await connection.execute(_CLAIM, name | {"refid": refid})
+    return str((await connection.execute(_HOLDER, name)).scalar_one())
 
 
 async def _claim_order(connection: AsyncConnection, client: str, orderid: str, refid: str) -> None:

@@ -170,13 +170,16 @@ def test_an_order_has_one_open_or_paid_payment(service: Service, simulator: Simu
     conflict(ask(service.http, asked), "order_paid", refid)
 
 
-def test_a_failed_order_is_free_again(service: Service) -> None:
-    """After a failure the order may be paid by a new payment, which then is the one in the way."""
+def test_a_failed_order_is_free_again(service: Service, simulator: Simulator) -> None:
+    """After a failure the order may be paid by a new payment, which then is in the way, and asks for no review."""
     asked = payment(FAILS_AT_ONCE, orderid=f"o-{new_refid()}")
     assert ask(service.http, asked).json()["status"] == "failed"
     second = ask(service.http, asked | {"msisdn": NEVER_ACTS})
     assert second.status_code == 201
     conflict(ask(service.http, asked), "order_open", second.json()["refid"])
+    simulator.settle(second.json()["refid"], "01")
+    paid = service.read(second.json()["refid"], wait=10)
+    assert (paid["status"], paid["review_reasons"]) == ("succeeded", [])
 
 
 def test_a_late_success_takes_the_order(service: Service, simulator: Simulator) -> None:
