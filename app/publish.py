@@ -22,7 +22,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
-    text,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -45,9 +45,9 @@ LOOK_EVERY = 1.0
 _BATCH = 500
 
 _IN_OUTBOX = events.c.position.is_(None) & (events.c.type != EVIDENCE)
-_LAST = select(feed.c.last, feed.c.since).where(feed.c.id == 1).with_for_update()
 # Whoever dies while it holds the lock must not hold up everybody until the network notices.
-_LET_GO = text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
+_LET_GO = func.set_config("idle_in_transaction_session_timeout", "5s", true())
+_LAST = select(feed.c.last, feed.c.since, _LET_GO).where(feed.c.id == 1).with_for_update()
 _CHANGED = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at).limit(_BATCH)
 _NEWS = _CHANGED.where(events.c.created_at >= bindparam("since"))
 _FRESH = (
@@ -126,7 +126,6 @@ class Publisher:
             if not (await connection.execute(_CHANGED.limit(1))).all():
                 return 0
         async with self._database.transaction() as connection:
-            await connection.execute(_LET_GO)
             last, since = await _place(connection)
             fresh = await _fresh(connection, since)
             if fresh:
