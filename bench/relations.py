@@ -7,14 +7,20 @@ from tests.support import query
 Updates = Mapping[str, tuple[int, int]]
 """Updates of each table since its statistics began: those that were HOT, and all."""
 
+# Of a table in months, and of its indexes, all parts together.
 _SIZES = """
-SELECT c.relname AS name, c.relkind = 'i' AS is_index, coalesce(t.relname, c.relname) AS of,
-    CASE c.relkind WHEN 'i' THEN pg_relation_size(c.oid) ELSE pg_table_size(c.oid) END AS bytes
-FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indexrelid = c.oid LEFT JOIN pg_class AS t ON t.oid = i.indrelid
+SELECT w.relname AS name, w.relkind IN ('i', 'I') AS is_index, coalesce(t.relname, w.relname) AS of,
+    sum(CASE c.relkind WHEN 'i' THEN pg_relation_size(c.oid) ELSE pg_table_size(c.oid) END)::bigint AS bytes
+FROM pg_class AS c LEFT JOIN pg_inherits AS p ON p.inhrelid = c.oid
+    JOIN pg_class AS w ON w.oid = coalesce(p.inhparent, c.oid)
+    LEFT JOIN pg_index AS i ON i.indexrelid = w.oid LEFT JOIN pg_class AS t ON t.oid = i.indrelid
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'i')
-ORDER BY 3, 2, 1
+GROUP BY 1, 2, 3 ORDER BY 3, 2, 1
 """
-_UPDATES = "SELECT relname, n_tup_hot_upd, n_tup_upd FROM pg_stat_user_tables"
+_UPDATES = """
+SELECT coalesce(p.inhparent::regclass::text, s.relname) AS name, sum(n_tup_hot_upd)::bigint, sum(n_tup_upd)::bigint
+FROM pg_stat_user_tables AS s LEFT JOIN pg_inherits AS p ON p.inhrelid = s.relid GROUP BY 1
+"""
 
 
 def sizes(url: str) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
@@ -154,7 +154,7 @@ def _literal(value: object, names: frozenset[str]) -> str:
             return str(value)
         case bytes():
             return f"'\\x{value.hex()}'::bytea"
-        case str() | datetime() | timedelta():
+        case str() | date() | timedelta():  # a time is a date, too
             return ":n" if value in names else _quoted(str(value))
     raise BenchError(f"a parameter of the type {type(value).__name__} cannot be written as SQL")
 
