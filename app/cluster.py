@@ -10,6 +10,7 @@ PLACES: Mapping[str, str] = {
     "events": "create_distributed_table('events', 'refid', colocate_with => 'payments')",
     "deliveries": "create_distributed_table('deliveries', 'refid', colocate_with => 'payments')",
     "evidence": "create_distributed_table('evidence', 'refid', colocate_with => 'payments')",
+    "bodies": "create_distributed_table('bodies', 'refid', colocate_with => 'payments')",
     # As many rows as payments, each asked for by its whole key: by `value`, since one client may have them all.
     "claims": "create_distributed_table('claims', 'value', colocate_with => 'none')",
     # Few rows, joined with deliveries wherever these are.

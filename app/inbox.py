@@ -166,6 +166,8 @@ class Inbox:
 
 # By name: with a star the statement would change its result, and fail once, when a migration adds a column.
 _PAYMENT = ", ".join(f"p.{column.name}" for column in payments.c)
+_MONTH = "CAST(date_trunc('month', p.created_at AT TIME ZONE 'UTC') AS date)"
+"""What `app.months.month_of` says, in SQL."""
 _STORE = text(f"""
 WITH item AS (
     SELECT * FROM unnest(
@@ -174,10 +176,11 @@ WITH item AS (
         CAST(:payaccount AS text[]), CAST(:statusid AS text[]), CAST(:statusdesc AS text[])
     ) AS t (refid, digest, body, content_type, remote, agrees, tid, momtransactionid, payaccount, statusid, statusdesc)
 ), fresh AS (
-    INSERT INTO evidence (refid, digest, source, body, content_type, remote)
-    SELECT refid, digest, 'postback', body, content_type, remote FROM item ORDER BY refid
+    INSERT INTO bodies (refid, digest, month, source, body, content_type, remote)
+    SELECT i.refid, i.digest, coalesce({_MONTH}, '-infinity'), 'postback', i.body, i.content_type, i.remote
+    FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid ORDER BY i.refid
     -- Changes nothing, but locks the row, and so waits for a standby that the first one may not have waited for.
-    ON CONFLICT (refid, digest) DO UPDATE SET source = excluded.source WHERE false
+    ON CONFLICT (refid, digest, month) DO UPDATE SET source = excluded.source WHERE false
     RETURNING refid
 ), numbered AS (
     UPDATE payments AS p SET

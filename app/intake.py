@@ -37,8 +37,8 @@ from app.domain import (
     transition,
 )
 from app.jitter import jitter
-from app.models import Row, events, payments, state
-from app.models import evidence as evidence_table
+from app.models import Row, bodies, events, payments, state
+from app.months import month_of
 from app.raw import Raw
 from app.settings import is_loopback
 
@@ -74,7 +74,7 @@ _PAID_TOO = (
     .where(payments.c.refid != bindparam("of"), payments.c.status == Status.SUCCEEDED)
     .limit(1)
 )
-_KEEP = upsert(evidence_table).on_conflict_do_nothing().returning(evidence_table.c.refid)
+_KEEP = upsert(bodies).on_conflict_do_nothing().returning(bodies.c.refid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Intake:
             row = (await connection.execute(_LOCKED, {"of": refid})).one_or_none()
             if row is None:
                 return None
-            fresh = raw is not None and await _keep(connection, refid, raw)
+            fresh = raw is not None and await _keep(connection, row, raw)
             work = _Work(row, self.policy)
             if evidence is not None:
                 await work.apply(connection, evidence, fresh=fresh)
@@ -170,10 +170,11 @@ class Intake:
             self._bell.announce(of_payment(after.refid))
 
 
-async def _keep(connection: AsyncConnection, refid: str, raw: Raw) -> bool:
+async def _keep(connection: AsyncConnection, row: Row, raw: Raw) -> bool:
     """Store a raw body; False where the same source had said the same before."""
     values = {
-        "refid": refid,
+        "refid": row.refid,
+        "month": month_of(row.created_at),
         "digest": raw.digest,
         "source": raw.source,
         "body": raw.body,

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Identity,
     Index,
@@ -205,6 +206,23 @@ evidence = Table(
     _text("remote", null=True),
     _time("created_at", now=True),
     PrimaryKeyConstraint("refid", "digest"),
+)
+"""Raw bodies as the versions before schema 0007 keep them, which may still be running. Nothing new comes from us."""
+
+bodies = Table(
+    "bodies",
+    metadata,
+    _text("refid"),
+    Column("digest", LargeBinary, nullable=False),
+    Column("month", Date, nullable=False),  # in which the payment was made, whenever the row is written: app.months
+    _text("source"),
+    Column("body", LargeBinary, nullable=False),
+    _text("content_type"),
+    Column("http_status", SmallInteger, nullable=True),
+    _text("remote", null=True),
+    _time("created_at", now=True),
+    PrimaryKeyConstraint("refid", "digest", "month"),
+    postgresql_partition_by="RANGE (month)",
 )
 """Raw bodies, append-only, before anybody made sense of them. `digest` is of source and body: same words once."""
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import (
     ColumnElement,
+    Table,
     Text,
     any_,
     bindparam,
@@ -29,9 +30,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
 from app.domain import FINAL
-from app.models import Row, events, evidence, payments
+from app.models import Row, bodies, events, evidence, payments
 
 BATCH = 500
+
+_KEPT_IN = (evidence, bodies)
+"""Where raw bodies lie: those that the versions before schema 0007 kept, and ours."""
 
 
 @dataclass(slots=True)
@@ -60,7 +64,8 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
         if not batch:
             break
         last = batch[-1]
-    pruned.strays = await _strays(database, before, dry_run=dry_run)
+    for table in _KEPT_IN:
+        pruned.strays += await _strays(database, table, before, dry_run=dry_run)
     return pruned
 
 
@@ -96,27 +101,26 @@ async def _take_out(connection: AsyncConnection, refids: Sequence[str], before: 
     cleared = {"payaccount": null(), "detail": null(), "state": kept}
     await connection.execute(update(events).where(events.c.refid == these).values(cleared))
     # The digest stays: the same body again is still no news.
-    await connection.execute(update(evidence).where(evidence.c.refid == these).values(body=b"", remote=null()))
+    for table in _KEPT_IN:
+        await connection.execute(update(table).where(table.c.refid == these).values(body=b"", remote=null()))
     return len(taken)
 
 
-_BODIES = select(evidence.c.refid, evidence.c.digest).order_by(evidence.c.refid, evidence.c.digest)
-
-
-async def _strays(database: Database, before: datetime, *, dry_run: bool) -> int:
+async def _strays(database: Database, table: Table, before: datetime, *, dry_run: bool) -> int:
     """Delete old bodies whose payment is not in the database (a restored backup); walks the primary key once."""
     after, upto = tuple_(bindparam("refid"), bindparam("digest")), tuple_(bindparam("to_refid"), bindparam("to_digest"))
-    key = tuple_(evidence.c.refid, evidence.c.digest)
-    known = exists().where(payments.c.refid == evidence.c.refid)
-    stray = (key > after) & (key <= upto) & (evidence.c.created_at < before) & ~known
+    key = tuple_(table.c.refid, table.c.digest)
+    known = exists().where(payments.c.refid == table.c.refid)
+    stray = (key > after) & (key <= upto) & (table.c.created_at < before) & ~known
+    ahead = select(table.c.refid, table.c.digest).where(key > after).order_by(table.c.refid, table.c.digest)
     count, last = 0, ("", b"")
     while True:
         async with database.transaction() as connection:
             place = {"refid": last[0], "digest": last[1]}
-            step = (await connection.execute(_BODIES.where(key > after).limit(BATCH), place)).all()
+            step = (await connection.execute(ahead.limit(BATCH), place)).all()
             if not step:
                 return count
             last = (step[-1].refid, step[-1].digest)
-            statement = select(evidence.c.refid) if dry_run else delete(evidence).returning(evidence.c.refid)
+            statement = select(table.c.refid) if dry_run else delete(table).returning(table.c.refid)
             place |= {"to_refid": last[0], "to_digest": last[1]}
             count += len((await connection.execute(statement.where(stray), place)).all())

@@ -40,8 +40,9 @@ class Schema:
 def migrate(url: str) -> None:
     """Bring the database to the newest schema, as `alembic upgrade head` does (migrations/env.py).
 
-    On a Citus cluster it then places the tables (app.cluster), which `alembic` by itself does not.
+    It then makes the months to come (app.months) and places the tables on a Citus cluster (app.cluster), which
+    `alembic` by itself does not.
     """
     config = _config(url)
-    config.attributes["place"] = True
+    config.attributes["complete"] = True
     command.upgrade(config, "head")

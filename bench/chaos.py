@@ -265,7 +265,7 @@ def gathered(database_url: str, simulator: Simulator, calls: Sequence[Call]) -> 
     ledger = simulator.http.get("/_simulator/payments").json()
     rows = query(database_url, _PAYMENTS)
     stored = {row["refid"]: Stored(row["status"], row["last_seq"], _timeline(row["events"])) for row in rows}
-    bodies = query(database_url, "SELECT refid, body FROM evidence WHERE source = 'postback'")
+    bodies = query(database_url, "SELECT refid, body FROM bodies WHERE source = 'postback'")
     ours = {call.refid for call in calls} | set(stored)
     return History(
         calls,

@@ -8,8 +8,10 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+from app import months
 from app.dev.postgres import EmbeddedPostgres, running
 from app.macs import RETURL, Macs
 from app.schema import migrate
@@ -61,12 +63,12 @@ INSERT INTO events (refid, seq, type, source, status, client, position)
 SELECT {REFID.format(n="n")}, 1, 'payment.pending', 'gateway_reply', 'pending', '{CLIENT}', n
 FROM generate_series(1::bigint, ROWS) AS n
 """  # noqa: S608 - numbers and our own words
-_EVIDENCE = f"""
-INSERT INTO evidence (refid, digest, source, body, content_type)
-SELECT {REFID.format(n="n")}, sha256(n::text::bytea), 'gateway_reply',
-    convert_to('{{"reply": "PENDING", "success": 1, "retcode": 0, "tid": "' || n || '"}}', 'UTF8'), 'application/json'
-FROM generate_series(1::bigint, ROWS) AS n
-"""  # noqa: S608 - numbers and our own words
+_BODIES = """
+INSERT INTO bodies (refid, month, digest, source, body, content_type)
+SELECT refid, date_trunc('month', created_at AT TIME ZONE 'UTC')::date, sha256(n::text::bytea), 'gateway_reply',
+    convert_to('{"reply": "PENDING", "success": 1, "retcode": 0, "tid": "' || n || '"}', 'UTF8'), 'application/json'
+FROM (SELECT refid, created_at, substr(refid, 2, 9)::bigint AS n FROM payments) AS made ORDER BY n
+"""
 
 
 def refid_of(number: int) -> str:
@@ -96,7 +98,8 @@ class Store:
         self.empty(name)
         url = self.server.url_of(name)
         migrate(url)
-        for statement in (_PAYMENTS, _EVENTS, _EVIDENCE):
+        _begin_earlier(url)
+        for statement in (_PAYMENTS, _EVENTS, _BODIES):
             query(url, statement.replace("ROWS", str(rows)).replace("PENDING", str(pending_of(rows))))
         query(url, f"UPDATE feed SET last = {rows}")  # noqa: S608 - a number
         self.tidy(name)
@@ -123,6 +126,18 @@ class Store:
         """Vacuum, analyse and write out, so that nothing of it is left for a measurement."""
         query(self.server.url_of(name), "VACUUM ANALYZE")
         query(self.server.url, "CHECKPOINT")
+
+
+def _begin_earlier(url: str) -> None:
+    """Give a fresh database the months that it would have if it had been there for as long as its payments."""
+    now = query(url, "SELECT now()")[0][0]
+    month, end = months.month_of(now - timedelta(days=365)), months.month_of(now)
+    query(url, "ALTER TABLE bodies DETACH PARTITION bodies_before")
+    query(url, f"ALTER TABLE bodies ATTACH PARTITION bodies_before FOR VALUES FROM (MINVALUE) TO ('{month}')")
+    while month < end:
+        name, after = months.name_of(month), months.following(month)
+        query(url, f"CREATE TABLE {name} PARTITION OF bodies FOR VALUES FROM ('{month}') TO ('{after}')")
+        month = after
 
 
 class Payments:

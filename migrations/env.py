@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from app.cluster import place
 from app.database import make_engine, sqlstate
 from app.models import metadata
+from app.months import is_partition, make
 from app.settings import DatabaseSettings, load
 
 LOCK_TIMEOUT = "200ms"
@@ -30,11 +31,17 @@ def run(connection: Connection) -> None:
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()
     context.configure(
-        connection=connection, target_metadata=metadata, transaction_per_migration=True, compare_server_default=True
+        connection=connection,
+        target_metadata=metadata,
+        transaction_per_migration=True,
+        compare_server_default=True,
+        include_name=lambda name, kind, _: kind != "table" or not is_partition(name),
     )
     with context.begin_transaction():
         context.run_migrations()
-    if context.config.attributes.get("place"):
+    if context.config.attributes.get("complete"):
+        make(connection)
+        connection.commit()
         place(connection)
 
 

@@ -333,7 +333,7 @@ def _heard(each: socket.socket) -> Said:
 
 def bodies(service: Service, refid: str) -> list[bytes]:
     """Return the raw postbacks that are stored for a payment, oldest first."""
-    sql = "SELECT body FROM evidence WHERE refid = $1 AND source = 'postback' ORDER BY created_at"
+    sql = "SELECT body FROM bodies WHERE refid = $1 AND source = 'postback' ORDER BY created_at"
     return [row["body"] for row in query(service.database_url, sql, refid)]
 
 

@@ -41,7 +41,7 @@ def test_what_is_placed_stays_where_it_is() -> None:
     """Only what is not in the catalogue is placed; with all of it there, nothing is done."""
     assert placing([]) == [f"SELECT {call}" for call in PLACES.values()]
     assert placing(["payments", "clients", "somebody_elses"]) == [
-        f"SELECT {PLACES[name]}" for name in ("events", "deliveries", "evidence", "claims")
+        f"SELECT {PLACES[name]}" for name in ("events", "deliveries", "evidence", "bodies", "claims")
     ]
     assert placing([*PLACES]) == []
 
@@ -84,6 +84,7 @@ def test_migrating_places_the_tables_where_citus_is(stand_in: str) -> None:
             "events": "refid payments",
             "deliveries": "refid payments",
             "evidence": "refid payments",
+            "bodies": "refid payments",
             "claims": "value none",
             "clients": "everywhere",
         }

@@ -195,7 +195,7 @@ def test_fault_03_the_same_postback_from_many_processes_is_one_effect(url: str) 
     refid = asyncio.run(run())
     entries = query(url, "SELECT seq FROM events WHERE refid = $1 ORDER BY seq", refid)
     assert [row["seq"] for row in entries] == list(range(1, 103))
-    assert query(url, "SELECT count(*) AS n FROM evidence")[0]["n"] == 101
+    assert query(url, "SELECT count(*) AS n FROM bodies")[0]["n"] == 101
 
 
 def test_nobody_waits_longer_than_two_seconds_and_the_inbox_goes_on(url: str) -> None:
@@ -223,7 +223,7 @@ def test_nobody_waits_longer_than_two_seconds_and_the_inbox_goes_on(url: str) ->
     assert [type(each) for each in given_up] == [TimeoutError] * 3
     assert 1.9 < waited < 2.4
     assert stored is not None
-    assert len(query(url, "SELECT 1 FROM evidence WHERE body = '3'")) == 1
+    assert len(query(url, "SELECT 1 FROM bodies WHERE body = '3'")) == 1
 
 
 def test_a_poisoned_row_fails_alone(url: str) -> None:
@@ -243,7 +243,7 @@ def test_a_poisoned_row_fails_alone(url: str) -> None:
     failed, *stored = asyncio.run(run())
     assert isinstance(failed, Exception)
     assert not any(isinstance(each, Exception) for each in stored)
-    assert query(url, "SELECT count(*) AS n FROM evidence")[0]["n"] == 4
+    assert query(url, "SELECT count(*) AS n FROM bodies")[0]["n"] == 4
 
 
 def test_one_momtransactionid_on_two_payments_at_once(url: str) -> None:

@@ -110,7 +110,7 @@ class Load:
         refids = {refid for refid, status in self.started.items() if status in (200, 201)}
         bodies = {body for body, status in self.told.items() if status == 200}
         rows = query(database, "SELECT refid FROM payments")
-        stored = query(database, "SELECT body FROM evidence WHERE source = 'postback'")
+        stored = query(database, "SELECT body FROM bodies WHERE source = 'postback'")
         return refids - {row["refid"] for row in rows}, bodies - {row["body"] for row in stored}
 
     def sent_though_turned_away(self, simulator: Simulator) -> list[str]:
@@ -131,7 +131,7 @@ def misnumbered(database: str) -> list[str]:
         SELECT p.refid FROM payments AS p,
         LATERAL (SELECT count(*) AS number, max(seq) AS last, count(*) FILTER (WHERE source = 'postback') AS postbacks
                  FROM events AS e WHERE e.refid = p.refid) AS timeline,
-        LATERAL (SELECT count(*) AS number FROM evidence AS e WHERE e.refid = p.refid AND source = 'postback') AS stored
+        LATERAL (SELECT count(*) AS number FROM bodies AS e WHERE e.refid = p.refid AND source = 'postback') AS stored
         WHERE (timeline.number, timeline.last, timeline.postbacks) <> (p.last_seq, p.last_seq, stored.number)
     """
     return [row["refid"] for row in query(database, sql)]

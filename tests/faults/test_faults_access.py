@@ -102,7 +102,7 @@ def test_fault_55_a_trusted_proxy_is_believed_from_the_right(
     begun = proxied.start(NEVER_ACTS)
     said = {"refid": begun["refid"], "tid": begun["tid"], "statusid": "03"}
     assert post(proxied, proxied.returl(begun["refid"]), said, *claim).status_code == status
-    rows = query(proxied.database_url, "SELECT remote FROM evidence WHERE refid = $1 AND remote <> ''", begun["refid"])
+    rows = query(proxied.database_url, "SELECT remote FROM bodies WHERE refid = $1 AND remote <> ''", begun["refid"])
     assert [row["remote"] for row in rows] == ([KPAY] if status == 200 else [])
 
 

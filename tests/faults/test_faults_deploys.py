@@ -197,6 +197,7 @@ def idle_reader(url: str) -> Iterator[None]:
     """Hold tables open in a transaction that does nothing, as somebody's forgotten session does.
 
     It has read them, and holds the lock of a VACUUM, too: a migration that a reader does not hold up waits for that.
+    And the version's row cannot be changed: one that makes new tables only waits for that, with all its locks held.
     """
     script = (
         "import asyncio, asyncpg, sys\n"
@@ -204,6 +205,7 @@ def idle_reader(url: str) -> Iterator[None]:
         "    c = await asyncpg.connect(sys.argv[1])\n"
         "    await c.execute('BEGIN; SELECT 1 FROM payments, events, clients LIMIT 1')\n"
         "    await c.execute('LOCK TABLE payments, events, clients IN SHARE UPDATE EXCLUSIVE MODE')\n"
+        "    await c.execute('LOCK TABLE alembic_version IN SHARE MODE')\n"
         "    print('reading', flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
@@ -265,6 +267,40 @@ def test_fault_48_the_code_before_runs_on_the_schema_after(
             assert reads.postback(paid, statusid="01").json()["reply"] == "OK"
             again = payment(NUMBERS[0], refid=paid)
             assert reads.http.post("/v1/payments", json=again).status_code == 200
+
+
+@pytest.mark.timeout(240)
+def test_fault_48_both_versions_keep_the_postbacks_that_reach_them(
+    code_before: Path, postgres: Postgres, simulator: Simulator, tmp_path: Path
+) -> None:
+    """A postback is kept by old and new code; the same one by both is noted twice at most, and changes nothing."""
+    create_database(postgres, "kpayd_inboxes", template="kpayd_template")
+    url = postgres.url_of("kpayd_inboxes")
+    with (
+        old_service(code_before, tmp_path, url, simulator) as old,
+        run_service(tmp_path, url, simulator, QUICK) as new,
+    ):
+        old.http.headers["Authorization"] = new.http.headers["Authorization"]
+        for first, second in ((old, new), (new, old)):
+            refid = first.start()["refid"]
+            paid = first.read(refid, wait=15)
+            eventually(lambda: not query(url, "SELECT 1 FROM payments WHERE next_check_at IS NOT NULL"))
+            noted = len(new.events(refid))
+            said = {
+                "tid": paid["tid"],
+                "momtransactionid": paid["momtransactionid"],
+                "statusid": "01",
+                "n": new_refid(),
+            }
+            for service in (first, second, first, second):
+                assert service.postback(refid, **said).json()["reply"] == "OK"
+            kept = "SELECT body FROM evidence UNION ALL SELECT body FROM bodies"
+            assert 1 <= [said["n"].encode() in row["body"] for row in query(url, kept)].count(True) <= 2
+            events = new.events(refid)
+            assert noted + 1 <= len(events) <= noted + 2
+            assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+            assert {event["type"] for event in events[noted:]} == {"evidence"}
+            assert new.read(refid)["status"] == "succeeded"
 
 
 NUMBERS = ("250780000000", "250780000001", "250780000010")

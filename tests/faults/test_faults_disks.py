@@ -143,7 +143,7 @@ class Callers:
         """Fail unless what was acknowledged is there, and what was not was not sent."""
         there = {row["refid"] for row in query(server.direct, "SELECT refid FROM payments")}
         assert {refid for refid, status in self.started.items() if status == 201} <= there
-        stored = query(server.direct, "SELECT body FROM evidence WHERE source = 'postback'")
+        stored = query(server.direct, "SELECT body FROM bodies WHERE source = 'postback'")
         assert {body for body, status in self.told.items() if status == 200} <= {row["body"] for row in stored}
         for refid, status in self.started.items():
             assert (simulator.ledger(refid) is None) == (status == 503)

@@ -82,7 +82,7 @@ def test_fault_39_nothing_is_said_that_the_synchronous_standby_does_not_have(
         assert time.monotonic() - before < 2 * BOUND
 
     def landed() -> int:
-        evidence = "SELECT FROM evidence WHERE position($1 IN encode(body, 'escape')) > 0"
+        evidence = "SELECT FROM bodies WHERE position($1 IN encode(body, 'escape')) > 0"
         payments = "SELECT FROM payments WHERE refid = $1"
         return len(query(primary.direct, evidence, said)) + len(query(primary.direct, payments, refid))
 

@@ -177,7 +177,7 @@ def test_fault_26_a_repetition_after_the_database_lost_the_payment_charges_once(
     """A payment that the database lost and whose caller repeats the request is found again at K-Pay, charged once."""
     headers, request = {"Idempotency-Key": new_refid()}, payment(PAYS)
     lost = line.service.http.post("/v1/payments", json=request, headers=headers).json()
-    forget = "WITH a AS (DELETE FROM events WHERE refid = $1), b AS (DELETE FROM evidence WHERE refid = $1), c AS"
+    forget = "WITH a AS (DELETE FROM events WHERE refid = $1), b AS (DELETE FROM bodies WHERE refid = $1), c AS"
     forget += " (DELETE FROM claims WHERE refid = $1) DELETE FROM payments WHERE refid = $1"
     query(line.service.database_url, forget, lost["refid"])
     again = line.service.http.post("/v1/payments", json=request, headers=headers)
@@ -260,7 +260,7 @@ def test_fault_28_an_answer_that_is_none_says_nothing_of_the_payment(line: Line)
         told = ("status", "tid", "momtransactionid", "failure", "statusid")
         assert {name: after[name] for name in told} == {name: before[name] for name in told}, answer
     assert secret not in line.service.process.words
-    bodies = query(line.service.database_url, "SELECT body FROM evidence WHERE refid = $1", refid)
+    bodies = query(line.service.database_url, "SELECT body FROM bodies WHERE refid = $1", refid)
     assert {answer.body for answer in answers} <= {row["body"] for row in bodies}  # kept, all the same
     line.liar.lies.clear()
     line.simulator.settle(refid, "01", postback=False)

@@ -104,7 +104,7 @@ def _requests(simulator: Simulator, refid: str) -> int:
 
 
 def _stored(server: Server, refid: str) -> list[bytes]:
-    sql = "SELECT body FROM evidence WHERE refid = $1 AND source = 'postback'"
+    sql = "SELECT body FROM bodies WHERE refid = $1 AND source = 'postback'"
     return [row["body"] for row in query(server.direct, sql, refid)]
 
 

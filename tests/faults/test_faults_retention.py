@@ -15,10 +15,10 @@ AGE = """UPDATE payments SET created_at = created_at - interval '400 days', fina
 
 def rows(url: str) -> str:
     """Return every row about payments as text: what a dump would show."""
-    tables = ("payments", "events", "evidence", "claims")
+    tables = ("payments", "events", "bodies", "evidence", "claims")
     parts = [str(query(url, f"SELECT t::text, encode(t::text::bytea, 'escape') FROM {name} t")) for name in tables]  # noqa: S608
-    bodies = query(url, "SELECT encode(body, 'escape') AS body FROM evidence")
-    return "".join([*parts, *(row["body"] for row in bodies)])
+    said = query(url, "SELECT body FROM bodies UNION ALL SELECT body FROM evidence")
+    return "".join([*parts, *(row["body"].decode() for row in said)])
 
 
 def _ended(service: Service, **more: object) -> Json:
@@ -44,12 +44,17 @@ def test_fault_63_old_payments_lose_their_personal_data(
         query(url, AGE, ["old", "reviewed", by_key, still_open])
         query(
             url,
-            """INSERT INTO evidence (refid, digest, source, body, content_type, created_at)
-               VALUES ('stray', 'x', 'postback', '250788765432', '', now() - interval '400 days')""",
+            """INSERT INTO bodies (refid, digest, month, source, body, content_type, created_at)
+               VALUES ('stray', 'x', '-infinity', 'postback', '250788765432', '', now() - interval '400 days')""",
         )
+        # What the version before kept, in its own table: of a payment that is over, and of none.
+        before = (
+            "INSERT INTO evidence (refid, digest, source, body, content_type, created_at) SELECT refid, digest, source"
+        )
+        query(url, f"{before}, body, '', created_at FROM bodies WHERE refid IN ('old', 'young', 'stray')")
 
         counted = run_command(service.env, "prune", "--older-than", "365", "--dry-run", "--json")
-        assert json.loads(counted.stdout) == {"payments": 2, "strays": 1}
+        assert json.loads(counted.stdout) == {"payments": 2, "strays": 2}
         assert run_command(service.env, "prune", "--older-than", "365", "--json").stdout == counted.stdout
         again = run_command(service.env, "prune", "--older-than", "365")
         assert "0 payments lost" in again.stdout
@@ -76,7 +81,8 @@ def test_fault_63_old_payments_lose_their_personal_data(
         assert service.postback("old", statusid="01").json()["reply"] == "OK"
         assert len(service.events("old")) == said
         query(url, "DELETE FROM payments WHERE refid IN ('reviewed', 'young')")
-        query(url, "DELETE FROM evidence WHERE refid IN ('reviewed', 'young')")
+        query(url, "DELETE FROM bodies WHERE refid IN ('reviewed', 'young')")
+        query(url, "DELETE FROM evidence WHERE refid = 'young'")
         query(url, "DELETE FROM events WHERE refid IN ('reviewed', 'young')")
         left = rows(url)
         assert not [word for word in PAYER.values() if word in left]

@@ -189,14 +189,14 @@ def test_fault_35_a_postback_whose_commit_fails(believing: Service) -> None:
 
     good, full, poison = [new_refid() for _ in range(40)], f"full-{new_refid()}", f"poison-{new_refid()}"
     with (
-        failing_commits(believing, "evidence", "NEW.refid LIKE 'full-%'"),
-        failing_commits(believing, "evidence", "NEW.refid LIKE 'poison-%'", "23514"),
+        failing_commits(believing, "bodies", "NEW.refid LIKE 'full-%'"),
+        failing_commits(believing, "bodies", "NEW.refid LIKE 'poison-%'", "23514"),
     ):
         assert at_once(believing.url, [said(full)])[0].status == 503
         answers = at_once(believing.url, [said(refid) for refid in (*good[:20], poison, *good[20:])])
         assert Counter(each.status for each in answers) == {200: 40, 503: 1}
         assert [bodies(believing, refid) for refid in (full, poison)] == [[], []]
-        assert len(query(believing.database_url, "SELECT FROM evidence WHERE refid = ANY($1)", good)) == 40
+        assert len(query(believing.database_url, "SELECT FROM bodies WHERE refid = ANY($1)", good)) == 40
     assert at_once(believing.url, [said(full)])[0].status == 200
 
 

@@ -401,7 +401,7 @@ def test_fault_53_nobody_is_told_of_token_and_cvv(till: Till) -> None:
         assert CVV not in text.replace(refid, "")
         assert not {"token", "cvv"} & members(json.loads(text[text.index("{") :]))
     assert "cvv *** of *** is wrong" in told[0]
-    sql = "SELECT body, content_type FROM evidence WHERE refid = $1 AND source = 'gateway_reply'"
+    sql = "SELECT body, content_type FROM bodies WHERE refid = $1 AND source = 'gateway_reply'"
     (row,) = query(service.database_url, sql, refid)
     understood = {"tid": said["tid"], "statusid": "02", "statusdesc": "cvv *** of *** is wrong"}
     assert (json.loads(row["body"]), row["content_type"]) == (understood, UNDERSTOOD)

@@ -48,7 +48,7 @@ def test_fault_54_no_key_is_in_the_log(words: str, service: Service) -> None:
 def test_fault_54_no_mac_is_in_the_log(words: str, service: Service) -> None:
     """After all tests before no payment's mac is in the log, whatever path it stood in."""
     macs = Macs([SECRET_KEY])
-    rows = query(service.database_url, "SELECT refid FROM payments UNION SELECT refid FROM evidence")
+    rows = query(service.database_url, "SELECT refid FROM payments UNION SELECT refid FROM bodies")
     assert rows
     assert not [row["refid"] for row in rows if macs.make(RETURL, row["refid"]) in words]
 

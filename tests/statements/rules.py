@@ -46,7 +46,7 @@ class Known:
 EXCEPTIONS: Sequence[Known] = (
     Known(
         UNNAMED,
-        r"DELETE FROM evidence WHERE \(evidence\.refid, evidence\.digest\) > .+ AND NOT \(EXISTS",
+        r"DELETE FROM (bodies|evidence) WHERE \(\1\.refid, \1\.digest\) > .+ AND NOT \(EXISTS",
         "kpayd prune walks the primary key in ranges: every shard deletes its own, once a day, and is joined on refid",
     ),
 )

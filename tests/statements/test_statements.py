@@ -34,7 +34,7 @@ GOOD = (
     "SELECT last FROM feed WHERE id = 1 FOR UPDATE",
     "UPDATE payments SET leased_until = now() + CAST($1 AS interval) WHERE payments.refid = ANY (CAST($2 AS text[]))",
     "UPDATE payments SET final_at = CURRENT_TIMESTAMP WHERE refid IN ($1, $2)",
-    "INSERT INTO evidence (refid, digest) VALUES ($1, $2) ON CONFLICT (refid, digest) DO UPDATE SET source = 'x'",
+    "INSERT INTO bodies (refid, digest) VALUES ($1, $2) ON CONFLICT (refid, digest) DO UPDATE SET source = 'x'",
     "INSERT INTO events (refid, seq, created_at) VALUES ($1, $2, clock_timestamp())",
     "SELECT refid FROM payments WHERE created_at = (SELECT max(e.created_at) FROM events AS e)",
     "SELECT * FROM payments JOIN events ON payments.refid = events.refid WHERE events.client = $1",
@@ -53,7 +53,7 @@ GOOD = (
     "SELECT (SELECT d.x FROM pg_attrdef AS d WHERE d.adrelid = c.oid) FROM pg_class AS c",
     """
     WITH item AS (SELECT * FROM unnest($1::text[]) AS t (refid)),
-    fresh AS (INSERT INTO evidence (refid) SELECT refid FROM item RETURNING refid)
+    fresh AS (INSERT INTO bodies (refid) SELECT refid FROM item RETURNING refid)
     UPDATE payments AS p SET last_seq = 1 FROM item AS i LEFT JOIN fresh ON fresh.refid = i.refid
     WHERE p.refid = i.refid
     """,
@@ -66,10 +66,10 @@ BAD = (
     (VOLATILE, "UPDATE payments SET amount = 1 WHERE refid = $1 AND amount > random()"),
     (VOLATILE, "UPDATE payments SET attempt = md5(CAST(gen_random_uuid() AS text)) WHERE refid = $1"),
     (VOLATILE, "WITH x AS (UPDATE events SET position = nextval('s') WHERE refid = $1 RETURNING 1) SELECT * FROM x"),
-    (CONFLICT, "INSERT INTO evidence (refid) VALUES ($1) ON CONFLICT (refid) DO UPDATE SET created_at = now()"),
+    (CONFLICT, "INSERT INTO bodies (refid) VALUES ($1) ON CONFLICT (refid) DO UPDATE SET created_at = now()"),
     (CONFLICT, "INSERT INTO feed (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET since = CURRENT_TIMESTAMP"),
     (SCALAR, "SELECT (SELECT max(e.seq) FROM events AS e WHERE e.refid = p.refid) FROM payments AS p"),
-    (SCALAR, "SELECT (SELECT count(*) FROM evidence WHERE digest = fingerprint) FROM payments"),
+    (SCALAR, "SELECT (SELECT count(*) FROM bodies WHERE digest = fingerprint) FROM payments"),
     (JOIN, "SELECT * FROM payments JOIN events ON payments.client = events.client"),
     (JOIN, "SELECT * FROM payments, events WHERE payments.refid = events.refid OR events.seq = 1"),
     (JOIN, "SELECT * FROM payments AS p, events AS e WHERE p.refid = $1 AND e.refid = $2"),
@@ -79,8 +79,8 @@ BAD = (
     (JOIN, "WITH e AS (SELECT * FROM events) SELECT * FROM payments AS p JOIN e ON e.client = p.client"),
     (UNNAMED, "UPDATE payments SET status = $1 WHERE tid = $2"),
     (UNNAMED, "UPDATE payments SET status = $1 WHERE refid = $2 OR tid = $3"),
-    (UNNAMED, "DELETE FROM evidence WHERE created_at < $1"),
-    (UNNAMED, "DELETE FROM evidence"),
+    (UNNAMED, "DELETE FROM bodies WHERE created_at < $1"),
+    (UNNAMED, "DELETE FROM bodies"),
     (COUPLED, "CREATE TRIGGER t AFTER INSERT ON payments FOR EACH ROW EXECUTE FUNCTION f()"),
     (COUPLED, "CREATE RULE r AS ON DELETE TO payments DO INSTEAD NOTHING"),
     (COUPLED, "ALTER TABLE events ADD CONSTRAINT f FOREIGN KEY (refid) REFERENCES payments (refid) NOT VALID"),
@@ -103,18 +103,18 @@ def test_a_statement_that_does_not_breaks_its_rule(rule: str, statement: str) ->
 
 def test_the_tables_about_payments_are_those_that_refid_leads() -> None:
     """Which tables are distributed follows from their primary keys."""
-    assert {*ABOUT_A_PAYMENT} == {"payments", "events", "deliveries", "evidence"}
+    assert {*ABOUT_A_PAYMENT} == {"payments", "events", "deliveries", "bodies", "evidence"}
 
 
 def test_an_exception_has_a_reason_and_lets_one_rule_go() -> None:
     """A statement that is known is let through for the rule that it is known for, and without the list it is not."""
     statement = (
-        "DELETE FROM evidence WHERE (evidence.refid, evidence.digest) > ($1, $2) AND evidence.created_at < $3"
-        " AND NOT (EXISTS (SELECT * FROM payments WHERE payments.refid = evidence.refid))"
+        "DELETE FROM bodies WHERE (bodies.refid, bodies.digest) > ($1, $2) AND bodies.created_at < $3"
+        " AND NOT (EXISTS (SELECT * FROM payments WHERE payments.refid = bodies.refid))"
     )
     assert broken(statement) == []
     assert broken(statement, ()) == [UNNAMED]
-    assert broken(statement.replace("payments.refid = evidence.refid", "true")) == [JOIN]
+    assert broken(statement.replace("payments.refid = bodies.refid", "true")) == [JOIN]
     assert all(each.reason for each in EXCEPTIONS)
 
 
