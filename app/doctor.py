@@ -2,10 +2,12 @@
 
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import httpx2
 from sqlalchemy import text
 
+from app import months
 from app.database import UNAVAILABLE, Database, open_database
 from app.kpay import client as kpay
 from app.kpay import codes
@@ -13,6 +15,9 @@ from app.kpay.errors import GatewayError
 from app.macs import NO_SUCH_RETURL
 from app.schema import Schema
 from app.settings import Settings, SettingsError, is_loopback, load
+
+if TYPE_CHECKING:
+    from datetime import date
 
 OLDEST_POSTGRES = 150_000
 
@@ -58,7 +63,20 @@ async def _database(database: Database) -> list[Finding]:
     else:
         database_finding = Finding("database", ok=True, detail=about)
     judged = Schema.of_this_code().judge(version)
-    return [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
+    findings = [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
+    return [*findings, await _months(database)] if findings[-1].ok else findings
+
+
+async def _months(database: Database) -> Finding:
+    """Find out whether there are partitions for the months to come: one that is not made in time stays in the rest."""
+    async with database.autocommit() as connection:
+        today: date = (await connection.execute(months.TODAY)).scalar_one()
+        there = await connection.run_sync(months.there)
+    lacking = [f"{month:%Y-%m}" for month in months.lacking(there, today, ahead=2)]
+    if not lacking:
+        return Finding("months", ok=True, detail=f"made until {there[-1]:%Y-%m}")
+    detail = f"not made: {', '.join(lacking)}; run kpayd migrate, and kpayd prune every month"
+    return Finding("months", ok=False, detail=detail)
 
 
 async def _gateway(settings: Settings) -> Finding:

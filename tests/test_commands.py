@@ -155,7 +155,7 @@ def test_the_doctor_finds_all_well(service: Service) -> None:
     """A right deployment: every finding ok, exit code 0."""
     done = run_command(service.env, "doctor", "--json")
     findings = json.loads(done.stdout)
-    assert [each["what"] for each in findings] == ["settings", "database", "schema", "gateway", "public url"]
+    assert [each["what"] for each in findings] == ["settings", "database", "schema", "months", "gateway", "public url"]
     assert all(each["ok"] for each in findings), findings
     assert done.returncode == 0
 

@@ -91,7 +91,12 @@ def prune(
         dump(asdict(pruned))
         return
     done = "would lose" if dry_run else "lost"
-    out.print(f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment")
+    out.print(
+        f"{pruned.payments:,} payments {done} their personal data; {pruned.strays:,} bodies without a payment"
+        + ("" if dry_run else f"; {pruned.months:,} months of bodies emptied")
+    )
+    for what in pruned.left:
+        err.print(f"kpayd: left as they are: {what}", markup=False)
 
 
 def simulator(
