@@ -161,6 +161,16 @@ class Database:
             except UNAVAILABLE as exc:
                 raise CommitInDoubt(type(exc).__name__) from exc
 
+    @asynccontextmanager
+    async def unbounded(self) -> AsyncIterator[AsyncConnection]:
+        """Yield a connection in a transaction that may take its time: for commands, which do one thing at a time.
+
+        What is at hand is let go of first, so that there is a connection to be had.
+        """
+        await self._let_go_of_all()
+        async with self.engine.begin() as connection:
+            yield connection
+
     async def close(self) -> None:
         """Close what is at hand."""
         await self._let_go_of_all()

@@ -85,7 +85,7 @@ async def prune(database: Database, older_than: timedelta, *, dry_run: bool = Fa
         pruned.strays += await _strays(database, table, before, dry_run=dry_run)
     if not dry_run:
         with _or_left(pruned, "months to come"):
-            async with database.engine.begin() as connection:
+            async with database.unbounded() as connection:
                 await connection.run_sync(make)
         await _empty_months(database, before, pruned)
     return pruned
@@ -163,7 +163,7 @@ async def _empty_months(database: Database, before: datetime, pruned: Pruned) ->
 
 async def _empty(database: Database, name: str) -> bool:
     is_idle = text(f"SELECT EXISTS (SELECT FROM {name}) AND NOT EXISTS (SELECT FROM {name} WHERE body <> '')")  # noqa: S608 - our own name
-    async with database.engine.begin() as connection:  # not bounded in time, as `Database`'s own are
+    async with database.unbounded() as connection:
         if not (await connection.execute(is_idle)).scalar_one():
             return False
         await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))

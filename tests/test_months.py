@@ -235,7 +235,7 @@ def test_a_body_that_comes_while_its_month_is_emptied_is_kept(till: Service) -> 
     late = "INSERT INTO bodies (refid, digest, source, body, content_type, month) VALUES ($1, 'x', '', 'x', '', $2)"
 
     async def meanwhile() -> int:
-        async with open_database(till.database_url, pool=3) as database, database.engine.connect() as writer:
+        async with open_database(till.database_url, pool=5) as database, database.engine.connect() as writer:
             await writer.exec_driver_sql(late, (refid, _month_of))
             emptying = asyncio.create_task(prune(database, -IN_TEN_WEEKS))
             await _somebody_waits(database)
@@ -263,7 +263,7 @@ def test_who_reads_a_month_is_not_waited_for(till: Service) -> None:
     eventually(lambda: not _ask(till, _DUE))
 
     async def while_read() -> Pruned:
-        async with open_database(till.database_url, pool=2) as database, database.engine.connect() as reader:
+        async with open_database(till.database_url, pool=5) as database, database.engine.connect() as reader:
             await reader.exec_driver_sql(f"SELECT 1 FROM {held}")  # noqa: S608 - our own name
             return await asyncio.wait_for(prune(database, -IN_TEN_WEEKS), 10)
 
