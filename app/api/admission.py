@@ -34,6 +34,10 @@ def overloaded() -> Problem:
     return Problem(503, "overloaded", detail, headers={"Retry-After": "1"})
 
 
+_OVERLOADED = overloaded().response()
+"""Made once: turning a call away must cost less than answering it."""
+
+
 @dataclass(slots=True)
 class _Kind:
     """Calls that are treated alike: up to which pressure, and how many at once, they are let in."""
@@ -95,7 +99,7 @@ class Admission:
         if kind.under_way >= kind.most or parts_of(request).load.pressure >= kind.pressure:
             metrics.SHED.labels(kind.name).inc()
             is_payer = kind in (self._payers, self._pages)
-            response = payer.busy(request) if is_payer else overloaded().response()
+            response = payer.busy(request) if is_payer else _OVERLOADED
             await response(scope, receive, send)
             return
         slot = request.state.slot = Slot(kind, self._waits)
