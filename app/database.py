@@ -109,6 +109,7 @@ class _Held:
     connection: AsyncConnection
     driver: Any  # asyncpg's own
     until: float
+    era: int
 
     @property
     def is_good(self) -> bool:
@@ -130,6 +131,7 @@ class Database:
         self._autocommit = engine if pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._at_hand: dict[AsyncEngine, list[_Held]] = {engine: [], self._autocommit: []}
         self._open = 0
+        self._era = 0
         self._most = connections
         self._recycle = recycle
         self._line = asyncio.Semaphore(connections)
@@ -200,7 +202,7 @@ class Database:
     async def _taken(self, engine: AsyncEngine) -> _Held:
         """Return a connection: one at hand, else another one, for which one of the other way may have to go."""
         while self._at_hand[engine]:
-            held = self._at_hand[engine].pop()
+            held = self._at_hand[engine].pop(0)
             if held.is_good:
                 return held
             await self._let_go(held)
@@ -213,15 +215,20 @@ class Database:
             self._open -= 1
             raise
         return _Held(
-            connection, (await connection.get_raw_connection()).driver_connection, time.monotonic() + self._recycle
+            connection,
+            (await connection.get_raw_connection()).driver_connection,
+            time.monotonic() + self._recycle,
+            self._era,
         )
 
     async def _put_back(self, engine: AsyncEngine, held: _Held) -> None:
         is_unfinished = engine is self.engine and held.connection.in_transaction()
-        if held.is_good and not is_unfinished:
+        if held.is_good and not is_unfinished and held.era == self._era:
             self._at_hand[engine].append(held)
             return
         await self._let_go(held)
+        if held.era == self._era:
+            self._era += 1
         # After a failover the others are no better: SQLAlchemy's pool remembers when it was, and opens new ones.
         await self._let_go_of_all()
 
