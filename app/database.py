@@ -68,7 +68,13 @@ def make_engine(
     else:
         # A server that notices when we have gone lets go of locks that nobody waits for any more. No
         # statement_timeout: it would end COMMIT's wait for a synchronous standby, and call that a success.
-        arguments["server_settings"] |= {"timezone": "UTC", "jit": "off", "client_connection_check_interval": "1s"}
+        # Keepalives, so that no network forgets a connection that is kept at hand.
+        arguments["server_settings"] |= {
+            "tcp_keepalives_idle": "60",
+            "timezone": "UTC",
+            "jit": "off",
+            "client_connection_check_interval": "1s",
+        }
     engine = create_async_engine(
         async_url(url),
         pool_size=pool,
@@ -109,12 +115,12 @@ class _Held:
     connection: AsyncConnection
     driver: Any  # asyncpg's own
     until: float
-    era: int
+    era: int  # those of an earlier one are not used again
 
     @property
     def is_good(self) -> bool:
-        """Whether it can be used again."""
-        return not self.driver.is_closed() and time.monotonic() < self.until
+        """Whether it can be used again: it is there, nothing is left open in it, and its time is not up."""
+        return not (self.driver.is_closed() or self.driver.is_in_transaction() or self.until < time.monotonic())
 
 
 class Database:
@@ -200,37 +206,34 @@ class Database:
                     await self._put_back(engine, held)
 
     async def _taken(self, engine: AsyncEngine) -> _Held:
-        """Return a connection: one at hand, else another one, for which one of the other way may have to go."""
+        """Return a connection: the one at hand for longest, else another one, for which one of the other way may go."""
         while self._at_hand[engine]:
             held = self._at_hand[engine].pop(0)
             if held.is_good:
                 return held
             await self._let_go(held)
+        era = self._era
         self._open += 1
         try:
-            if self._open > self._most:
-                await self._let_go(next(each.pop(0) for each in self._at_hand.values() if each))
+            others = next((each for each in self._at_hand.values() if each), None)
+            if self._open > self._most and others:
+                await self._let_go(others.pop(0))
             connection = await engine.connect()
+            driver = (await connection.get_raw_connection()).driver_connection
         except BaseException:
             self._open -= 1
             raise
-        return _Held(
-            connection,
-            (await connection.get_raw_connection()).driver_connection,
-            time.monotonic() + self._recycle,
-            self._era,
-        )
+        return _Held(connection, driver, time.monotonic() + self._recycle, era)
 
     async def _put_back(self, engine: AsyncEngine, held: _Held) -> None:
-        is_unfinished = engine is self.engine and held.connection.in_transaction()
-        if held.is_good and not is_unfinished and held.era == self._era:
+        if held.is_good and held.era == self._era:
             self._at_hand[engine].append(held)
             return
         await self._let_go(held)
         if held.era == self._era:
+            # After a failover the others are no better, those in use included: SQLAlchemy's pool opens new ones.
             self._era += 1
-        # After a failover the others are no better: SQLAlchemy's pool remembers when it was, and opens new ones.
-        await self._let_go_of_all()
+            await self._let_go_of_all()
 
     async def _let_go_of_all(self) -> None:
         for each in self._at_hand.values():

@@ -16,6 +16,7 @@ from tests.support import query
 
 CONNECTIONS = 3
 _OURS = "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'at hand' AND datname = current_database()"
+_READ_ONLY = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 Play = Callable[[Database], Coroutine[Any, Any, None]]
 
 
@@ -140,7 +141,7 @@ def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
         async with AsyncExitStack() as held:
             for _ in range(CONNECTIONS):
                 connection = await held.enter_async_context(database.autocommit())
-                await connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+                await connection.execute(_READ_ONLY)
         with pytest.raises(DBAPIError, match="read-only"):
             async with database.autocommit() as connection:
                 await connection.execute(text("INSERT INTO written SELECT now()"))
@@ -149,6 +150,47 @@ def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
                 await connection.execute(text("INSERT INTO written SELECT now()"))
 
     played(url, play)
+
+
+def test_fault_39_one_that_was_in_use_meanwhile_does_not_stay_either(new_database: Callable[[], str]) -> None:
+    """Reads that were under way when a write was refused are the last ones that the old server answers."""
+    url = new_database()
+    query(url, "CREATE TABLE written (at timestamptz)")
+    is_old = text("SHOW default_transaction_read_only")
+
+    async def play(database: Database) -> None:
+        refused = asyncio.Event()
+
+        async def read() -> None:
+            async with database.autocommit() as connection:
+                await connection.execute(_READ_ONLY)
+                await refused.wait()
+
+        reads = [asyncio.create_task(read()) for _ in range(CONNECTIONS - 1)]
+        await asyncio.sleep(0.2)
+        async with database.transaction() as connection:
+            await connection.execute(_READ_ONLY)
+        with pytest.raises(DBAPIError, match="read-only"):
+            async with database.transaction() as connection:
+                await connection.execute(text("INSERT INTO written SELECT now()"))
+        refused.set()
+        await asyncio.gather(*reads)
+        for _ in range(CONNECTIONS * 2):
+            async with database.autocommit() as connection:
+                assert (await connection.execute(is_old)).scalar_one() == "off"
+
+    played(url, play)
+
+
+def test_light_traffic_uses_all_that_are_open(new_database: Callable[[], str]) -> None:
+    """What was left longest is used first: a network forgets a connection that nobody uses."""
+
+    async def play(database: Database) -> None:
+        async with AsyncExitStack() as held:
+            pids = {await pid_of(await held.enter_async_context(database.autocommit())) for _ in range(CONNECTIONS)}
+        assert {await one(database) for _ in range(CONNECTIONS)} == pids
+
+    played(new_database(), play)
 
 
 def test_a_block_that_is_left_for_good_takes_its_transaction_along(new_database: Callable[[], str]) -> None:
