@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics
 from app.api import payer
 from app.api.context import parts_of, remote_address, unauthorized
-from app.api.problems import Problem, unavailable
+from app.api.problems import Problem, answer_to, unavailable
 from app.database import UNAVAILABLE
 
 MAX_BODY = 64 * 1024
@@ -22,7 +22,7 @@ _CLOSE = {"Connection": "close"}
 
 
 class Farewell:
-    """Closes a connection after its answer where nothing more should come by it.
+    """Answers what goes wrong before the framework, and closes a connection where nothing more should come by it.
 
     Once the service is stopping the next one is led elsewhere. And a body that was answered before it was read (401,
     429, 503) is bounded by nobody: it could dribble in for ever.
@@ -36,7 +36,8 @@ class Farewell:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        stopping = parts_of(Request(scope)).stopping
+        request, has_begun = Request(scope), False
+        stopping = parts_of(request).stopping
         headers = dict(scope["headers"])
         unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
@@ -47,11 +48,18 @@ class Farewell:
             return message
 
         async def closing(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start" and (unread or stopping.is_set()):
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, reading, closing)
+        try:
+            await self._app(scope, reading, closing)
+        except Exception as exc:
+            if has_begun:
+                raise  # the framework has answered, and tells the server
+            await (await answer_to(request, exc))(scope, reading, closing)
 
 
 _GUESSER = Problem(

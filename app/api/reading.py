@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import domain
 from app.api.context import caller_of, parts_of
 from app.api.payments import own
-from app.api.problems import answer_to
 from app.body import Payment
 
 _PREFIX = "/v1/payments/"
+_OF_A_BODY = (b"content-length", b"transfer-encoding")
 
 
 class Reading:
-    """Answers plain reads and hands every other request on; stands behind `Authentication`."""
+    """Answers plain reads and hands every other request on; stands behind `Authentication`, and `Farewell` answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,11 +28,7 @@ class Reading:
         if not _is_plain(scope):
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
-        try:
-            response = await _read(request)
-        except Exception as exc:  # noqa: BLE001 - as the framework answers it
-            response = await answer_to(request, exc)
+        response = await _read(Request(scope))
         await response(scope, receive, send)
 
 
@@ -40,8 +36,8 @@ def _is_plain(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"]:
         return False
     refid = scope["path"].removeprefix(_PREFIX)
-    is_there = scope["state"].get("body_is_there")  # app.server tells; another server need not
-    return 0 < len(refid) < len(scope["path"]) and "/" not in refid and is_there is not None and is_there()
+    is_one = 0 < len(refid) < len(scope["path"]) and "/" not in refid
+    return is_one and not any(name in _OF_A_BODY for name, _ in scope["headers"])
 
 
 async def _read(request: Request) -> Response:

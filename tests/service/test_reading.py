@@ -57,6 +57,14 @@ def test_a_read_by_hand_is_the_documented_one(service: Service) -> None:
             assert by_hand[0] == status
 
 
+def test_a_read_with_a_body_is_bounded_as_every_call(service: Service) -> None:
+    """A body that nobody needs is read: the connection goes on after a small one, and a large one is 413."""
+    path = f"/v1/payments/{service.start(NEVER_ACTS)['refid']}"
+    small, large = (service.http.request("GET", path, content=b"x" * size) for size in (2, 65_537))
+    assert (small.status_code, large.status_code) == (200, 413)
+    assert "connection" not in small.headers
+
+
 def test_a_wait_ends_with_the_payment(service: Service) -> None:
     """A wait answers when the payment is final, long before the time is up."""
     refid = service.start(PAYS_SLOWLY)["refid"]
