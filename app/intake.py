@@ -277,6 +277,8 @@ class _Work:
             self.values["leased_until"] = None  # the question that the lease was for has been answered
         unserved = is_wake_unserved(self.payment, self._row.next_check_at, evidence.asked_at)
         if unserved and self.payment.status is not Status.SUCCEEDED:
+            # From now on: whoever looks for what is due does not look back for long.
+            self.values["next_check_at"] = max(self._row.next_check_at, self._row.now)
             return
         if self._is_news_of_nothing_early(evidence):
             return

@@ -148,6 +148,28 @@ def test_what_is_due_from_before_the_last_look_is_found_all_the_same(url: str) -
     asyncio.run(run())
 
 
+def test_a_check_that_a_postback_asked_for_meanwhile_is_due_at_once(url: str) -> None:
+    """Where K-Pay takes three seconds to answer and a postback comes in between, the next look finds the payment."""
+
+    async def run() -> None:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        async with databases(url, 1) as (pool,), kpay.connect(endpoint) as gateway:
+            claimant = reconciler(pool, gateway, concurrency=50)
+            asked, other = [(await record(pool, ORDER, "shop", None, TERMS))[0].refid for _ in range(2)]
+            due = "UPDATE payments SET next_check_at = now(), wake_step = 0 WHERE refid = $1"
+            await asyncio.to_thread(query, url, due, asked)
+            [claim] = await claimant._claim(100)
+            await asyncio.to_thread(query, url, due, asked)  # as a postback does
+            await asyncio.sleep(3)
+            await asyncio.to_thread(query, url, due, other)
+            assert [each.refid for each in await claimant._claim(100)] == [other]
+            pending = Evidence(Source.CHECKSTATUS, Says.PENDING, tid="A1", asked_at=claim.at)
+            await Intake(pool, POLICY, Bell()).take_in(asked, pending, Raw(Source.CHECKSTATUS, b"pending", ""))
+            assert [each.refid for each in await claimant._claim(100)] == [asked]
+
+    asyncio.run(run())
+
+
 def test_fault_44_a_claim_that_stood_in_line_too_long_is_given_up(url: str) -> None:
     """K-Pay takes so long for one answer that the next claim's lease would run out under way: it is not asked."""
 
