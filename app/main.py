@@ -59,7 +59,7 @@ DRAIN_SECONDS = 100
 """How long requests in flight may take to finish after SIGTERM: longer than the longest K-Pay call or `wait`."""
 
 _WRITE_SECONDS = 5.0
-_GC_THRESHOLD = 50_000
+_GC_THRESHOLD = 10_000
 
 
 @asynccontextmanager
