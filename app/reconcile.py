@@ -7,14 +7,29 @@ that ran out costs a second question, never a wrong answer.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 from cachetools import TTLCache
-from sqlalchemy import ColumnElement, Interval, Text, and_, any_, cast, func, literal, or_, select, text, update
+from sqlalchemy import (
+    Boolean,
+    Executable,
+    Integer,
+    Interval,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -52,7 +67,41 @@ _MAY_CHANGE = or_(
     ),
 )
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
-_EXPIRE_AT_ONCE = 100
+
+# Made once: making a statement costs more than running it.
+_DUE = and_(
+    payments.c.next_check_at.between(bindparam("since"), func.now()),
+    payments.c.gateway == bindparam("ours"),
+    _IS_FREE,
+)
+_CANDIDATES = (
+    select(payments.c.refid, payments.c.next_check_at, func.now().label("now"))
+    .where(_DUE)
+    .order_by(payments.c.next_check_at)
+    .limit(bindparam("most", type_=Integer))
+)
+_LEASE = (
+    update(payments)
+    .values(leased_until=func.now() + bindparam("lease", type_=Interval))
+    .returning(payments.c.refid, func.now())
+)
+_LEASE_DUE = _LEASE.where(payments.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _DUE)
+_LEASE_STALE = _LEASE.where(
+    payments.c.refid == bindparam("of"),
+    _MAY_CHANGE,
+    _IS_FREE,
+    or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - bindparam("spacing", type_=Interval)),
+)
+_TIME_IS_UP = (
+    select(payments.c.refid)
+    .where(
+        payments.c.next_check_at <= func.now(),
+        payments.c.expires_at <= func.now(),
+        or_(payments.c.gateway != bindparam("ours"), bindparam("own", type_=Boolean)),
+        payments.c.status.in_(OPEN),
+    )
+    .limit(100)
+)
 _NO_LINE = nullcontext()
 
 
@@ -142,12 +191,10 @@ class Reconciler:
         await asyncio.shield(looking)
 
     async def _look(self, refid: str, spacing: timedelta) -> None:
-        stale = or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - cast(spacing, Interval))
-        wanted = and_(payments.c.refid == refid, _MAY_CHANGE, _IS_FREE, stale)
         claims: Sequence[Claim] = ()
         try:
             async with self._database.autocommit() as connection:
-                claims = await self._take_leases(connection, wanted)
+                claims = await self._take_leases(connection, _LEASE_STALE, {"of": refid, "spacing": spacing})
             for claim in claims:
                 await self._check_claimed(claim)
         finally:
@@ -210,40 +257,26 @@ class Reconciler:
         """
         if time.monotonic() >= self._look_at_all_at:
             self._look_at_all_at, self._due_since = time.monotonic() + _LOOK_AT_ALL_EVERY, _EVER
-        due = and_(
-            payments.c.next_check_at.between(self._due_since, func.now()),
-            payments.c.gateway == self._gateway,
-            _IS_FREE,
-        )
-        columns = (payments.c.refid, payments.c.next_check_at, func.now().label("now"))
-        candidates = select(*columns).where(due).order_by(payments.c.next_check_at).limit(most)
+        due = {"since": self._due_since, "ours": self._gateway}
         async with self._database.autocommit() as connection:
-            found = (await connection.execute(candidates)).all()
+            found = (await connection.execute(_CANDIDATES, due | {"most": most})).all()
             if not found:
                 return []
             self._due_since = min(found[0].next_check_at, found[0].now - _NOT_YET_SEEN)
             refids = sorted(row.refid for row in found)
-            return await self._take_leases(connection, and_(payments.c.refid == any_(cast(refids, ARRAY(Text))), due))
+            return await self._take_leases(connection, _LEASE_DUE, due | {"refids": refids})
 
-    async def _take_leases(self, connection: AsyncConnection, wanted: ColumnElement[bool]) -> Sequence[Claim]:
-        statement = (
-            update(payments)
-            .where(wanted)
-            .values(leased_until=func.now() + cast(self._lease_time, Interval))
-            .returning(payments.c.refid, func.now())
-        )
-        return [Claim(refid, now) for refid, now in await connection.execute(statement)]
+    async def _take_leases(
+        self, connection: AsyncConnection, statement: Executable, wanted: Mapping[str, Any]
+    ) -> Sequence[Claim]:
+        leased = await connection.execute(statement, {**wanted, "lease": self._lease_time})
+        return [Claim(refid, now) for refid, now in leased]
 
     async def _let_expire(self, *, own: bool) -> None:
         """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`."""
-        query = select(payments.c.refid).where(
-            payments.c.next_check_at <= func.now(),
-            payments.c.expires_at <= func.now(),
-            or_(payments.c.gateway != self._gateway, literal(own)),
-            payments.c.status.in_(OPEN),
-        )
         async with self._database.autocommit() as connection:
-            refids = (await connection.execute(query.limit(_EXPIRE_AT_ONCE))).scalars().all()
+            overdue = await connection.execute(_TIME_IS_UP, {"ours": self._gateway, "own": own})
+            refids = overdue.scalars().all()
         for refid in refids:
             await self._intake.take_in(refid, None)
 
