@@ -1,9 +1,10 @@
 """Due checks against a slow gateway: how near to the limit, concurrency by latency, one worker comes."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -16,13 +17,14 @@ from bench.store import REFID, Payments, Store
 from tests.support import kpayd, query, settings
 
 LATENCY = 0.2
-CONCURRENCIES = (16, 64, 256)
+WORKS = ((16, 1), (64, 1), (256, 1), (256, 2))
+"""Checks at once, and the workers that share them."""
 
 _POLL = 0.05
 _NEVER_AGAIN = {"CHECK_SCHEDULE": "86400", "LOG_LEVEL": "ERROR"}
 _HEAD = (
-    *("checks at once", "checks", "a second", "limit", "of the limit", "CPU of the worker, µs each"),
-    *("CPU of PostgreSQL, µs each", "CPU of the gateway, µs each"),
+    *("checks at once", "workers", "checks", "a second", "limit", "of the limit", "what the cores allow"),
+    *("CPU of the workers, µs each", "CPU of PostgreSQL, µs each", "CPU of the gateway, µs each"),
 )
 Found = tuple[float, float, float, float]
 """Rate and CPU microseconds each: worker, PostgreSQL, gateway."""
@@ -52,10 +54,11 @@ def _make_due(of: Payments, count: int) -> None:
     )
 
 
-def once(folder: Path, store: Store, of: Payments, checks: int, concurrency: int) -> Found:
-    """Let one worker make so many checks; return rate and CPU between the first tenth and the end."""
+def once(folder: Path, store: Store, of: Payments, checks: int, *, concurrency: int, workers: int) -> Found:
+    """Let workers make so many checks, `concurrency` together; return rate and CPU from the first tenth to the end."""
     _make_due(of, checks)
     with (
+        ExitStack() as stack,
         gateway(folder) as slow,
         # One client for all polls: to make one takes 10 ms of the cores that are measured.
         httpx2.Client(base_url=f"http://127.0.0.1:{slow.port}", trust_env=False) as http,
@@ -64,53 +67,58 @@ def once(folder: Path, store: Store, of: Payments, checks: int, concurrency: int
             of.url,
             f"http://127.0.0.1:{slow.port}/",
             free_port(),
-            _NEVER_AGAIN | {"CHECK_CONCURRENCY": str(concurrency)},
+            _NEVER_AGAIN | {"CHECK_CONCURRENCY": str(concurrency // workers)},
         )
-        with kpayd(folder, env, "worker") as worker:
-            pid = worker.child.pid
+        running = [stack.enter_context(kpayd(folder, env, "worker")) for _ in range(workers)]
 
-            def reach(count: int) -> tuple[int, float, float, float, float]:
-                deadline = time.monotonic() + 60 + checks * LATENCY / concurrency * 10
-                while (now := _answered(http)) < count:
-                    if worker.child.poll() is not None or time.monotonic() > deadline:
-                        raise AssertionError(f"{now} of {checks} checks: {worker.words[-500:]}")
-                    time.sleep(_POLL)
-                return now, time.monotonic(), tree_cpu(pid), store.cpu(), slow.cpu()
+        def reach(count: int) -> tuple[int, float, float, float, float]:
+            deadline = time.monotonic() + 60 + checks * LATENCY / concurrency * 10
+            while (now := _answered(http)) < count:
+                ended = any(worker.child.poll() is not None for worker in running)
+                if ended or time.monotonic() > deadline:
+                    raise AssertionError(f"{now} of {checks} checks: {[worker.words[-500:] for worker in running]}")
+                time.sleep(_POLL)
+            used = sum(tree_cpu(worker.child.pid) for worker in running)
+            return now, time.monotonic(), used, store.cpu(), slow.cpu()
 
-            first, last = reach(max(1, checks // 10)), reach(checks - concurrency // 2)
+        first, last = reach(max(1, checks // 10)), reach(checks - concurrency // 2)
     made, seconds, *cpu = (after - before for before, after in zip(first, last, strict=True))
     of_worker, of_postgres, of_gateway = (used / made * 1e6 for used in cpu)
     return made / seconds, of_worker, of_postgres, of_gateway
 
 
 def measure(folder: Path, store: Store, of: Payments, *, checks: int, rounds: int) -> Section:
-    """Measure at every concurrency in turn."""
-    found: dict[int, list[Found]] = {concurrency: [] for concurrency in CONCURRENCIES}
+    """Measure all works in turn."""
+    found: dict[tuple[int, int], list[Found]] = {work: [] for work in WORKS}
     for _ in range(rounds):
-        for concurrency, figures in found.items():
-            figures.append(once(folder, store, of, checks, concurrency))
+        for (concurrency, workers), figures in found.items():
+            figures.append(once(folder, store, of, checks, concurrency=concurrency, workers=workers))
             print(f"  {concurrency:>4} checks at once {figures[-1][0]:>9,.0f} a second", flush=True)
     section = Section(
         f"Due checks against a gateway that takes {LATENCY * 1000:.0f} ms, {of.rows:,} payments in the table",
         _HEAD,
         notes=[
             (
-                "One `kpayd worker`; the gateway, in Python on uvloop, shares the cores. From the first tenth on, so "
-                "that start-up is not in it."
+                "Workers are processes of `kpayd worker`, which share the checks at once; the gateway, in Python on "
+                "uvloop, shares the cores. From the first tenth on, so that start-up is not in it."
             ),
+            "What the cores allow: 1,000,000 by the CPU of one check, all three, for each core.",
         ],
     )
-    for concurrency, figures in found.items():
+    for (concurrency, workers), figures in found.items():
         limit = concurrency / LATENCY
         rates, *cpu = (list(column) for column in zip(*figures, strict=True))
         shares = [rate / limit for rate in rates]
+        allowed = [(os.cpu_count() or 1) * 1e6 / sum(used) for used in zip(*cpu, strict=True)]
         section.rows.append(
             [
                 str(concurrency),
+                str(workers),
                 whole(checks),
                 spread(rates, whole),
                 whole(limit),
                 spread(shares, two),
+                spread(allowed, whole),
                 *(spread(column, whole) for column in cpu),
             ]
         )

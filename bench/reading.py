@@ -1,18 +1,21 @@
 """A payment's status read by its refid, beside PostgreSQL itself and the tutorials' handler."""
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.dev.laptop import free_port
 from bench import peers, pgbench
 from bench.figures import BenchError, Section, rate_head, rate_rows
-from bench.servers import Contender, Fresh, Loaded, as_service, interleaved
+from bench.servers import Contender, Fresh, Loaded, Server, as_service, interleaved, started
 from bench.store import Payments, Store, refid_of
 from bench.wrk import spoken
 
 KPAYD, PGBENCH, TUTORIAL = "kpayd, one process", "pgbench, the same row", "the tutorial FastAPI handler"
+BARE = "uvicorn alone, the same bytes"
 CONNECTIONS = (8, 32)
 MOST = 15_000
 
@@ -33,6 +36,16 @@ class Reads:
             yield spoken("GET", f"{self.path}{refid_of(chance.randint(1, self.rows))}", headers=headers)
 
 
+@contextmanager
+def _bare(folder: Path) -> Iterator[Server]:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "bench.bare:answer", "--port", str(port), "--no-access-log"]
+    with started(
+        [*command, "--loop", "uvloop", "--http", "httptools"], Path.cwd(), {}, port, folder / "bare.log"
+    ) as it:
+        yield it
+
+
 def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds: int) -> Section:
     """Measure reads of payments drawn from all of the table."""
     section = Section(
@@ -44,6 +57,7 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
                 "kpayd looks up the caller's key (remembered for five seconds) and answers with the whole payment; the "
                 "tutorial's handler asks for no key: `session.get` and a response model of 19 members."
             ),
+            "uvicorn alone: an application that reads nothing and answers with the bytes of an example.",
         ],
     )
     with ExitStack() as stack:
@@ -52,6 +66,7 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
         contenders: dict[str, Contender] = {
             KPAYD: Loaded(folder, store, server, wanted, MOST),
             PGBENCH: pgbench.reads(folder, store, of),
+            BARE: Loaded(folder, store, stack.enter_context(_bare(folder)), wanted, 4 * MOST),
         }
         try:
             made = stack.enter_context(peers.tutorial(folder, store, of))
