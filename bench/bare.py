@@ -1,4 +1,4 @@
-"""An application that does nothing but answer: what uvicorn alone takes for as many bytes as a payment has."""
+"""An application that does nothing but answer: what uvicorn alone takes to answer with a payment."""
 
 import json
 
@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.body import EXAMPLE
 
-_BODY = json.dumps(EXAMPLE).encode()
+_BODY = json.dumps(EXAMPLE, separators=(",", ":")).encode()
 _HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_BODY))]
 
 

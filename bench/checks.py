@@ -1,4 +1,4 @@
-"""Due checks against a slow gateway: how near to the limit, concurrency by latency, one worker comes."""
+"""Due checks against a slow gateway: how near to the limit, concurrency by latency, one worker comes, or two."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ _HEAD = (
     *("CPU of the workers, µs each", "CPU of PostgreSQL, µs each", "CPU of the gateway, µs each"),
 )
 Found = tuple[float, float, float, float]
-"""Rate and CPU microseconds each: worker, PostgreSQL, gateway."""
+"""Rate and CPU microseconds each: workers, PostgreSQL, gateway."""
 
 
 @contextmanager
@@ -58,10 +58,10 @@ def once(folder: Path, store: Store, of: Payments, checks: int, *, concurrency: 
     """Let workers make so many checks, `concurrency` together; return rate and CPU from the first tenth to the end."""
     _make_due(of, checks)
     with (
-        ExitStack() as stack,
         gateway(folder) as slow,
         # One client for all polls: to make one takes 10 ms of the cores that are measured.
         httpx2.Client(base_url=f"http://127.0.0.1:{slow.port}", trust_env=False) as http,
+        ExitStack() as stack,
     ):
         env = settings(
             of.url,
@@ -93,7 +93,7 @@ def measure(folder: Path, store: Store, of: Payments, *, checks: int, rounds: in
     for _ in range(rounds):
         for (concurrency, workers), figures in found.items():
             figures.append(once(folder, store, of, checks, concurrency=concurrency, workers=workers))
-            print(f"  {concurrency:>4} checks at once {figures[-1][0]:>9,.0f} a second", flush=True)
+            print(f"  {concurrency:>4} checks, workers: {workers} {figures[-1][0]:>9,.0f} a second", flush=True)
     section = Section(
         f"Due checks against a gateway that takes {LATENCY * 1000:.0f} ms, {of.rows:,} payments in the table",
         _HEAD,

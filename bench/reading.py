@@ -15,7 +15,7 @@ from bench.store import Payments, Store, refid_of
 from bench.wrk import spoken
 
 KPAYD, PGBENCH, TUTORIAL = "kpayd, one process", "pgbench, the same row", "the tutorial FastAPI handler"
-BARE = "uvicorn alone, the same bytes"
+BARE = "uvicorn alone, a fixed answer"
 CONNECTIONS = (8, 32)
 MOST = 15_000
 
@@ -57,7 +57,7 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
                 "kpayd looks up the caller's key (remembered for five seconds) and answers with the whole payment; the "
                 "tutorial's handler asks for no key: `session.get` and a response model of 19 members."
             ),
-            "uvicorn alone: an application that reads nothing and answers with the bytes of an example.",
+            "uvicorn alone: an application that reads nothing and answers with an example (bench/bare.py).",
         ],
     )
     with ExitStack() as stack:
