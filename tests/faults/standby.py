@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,7 +148,8 @@ def kill_hard(server: EmbeddedPostgres) -> Path:
     pid = int(lock.read_text().split()[0])
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for each in (pid, *map(int, children)):
-        os.kill(each, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a backend may have ended meanwhile
+            os.kill(each, signal.SIGKILL)
     return lock
 
 
