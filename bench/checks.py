@@ -59,7 +59,7 @@ def once(folder: Path, store: Store, of: Payments, checks: int, *, concurrency: 
     _make_due(of, checks)
     with (
         gateway(folder) as slow,
-        # One client for all polls: to make one takes 10 ms of the cores that are measured.
+        # One client for all polls: to make one takes 20 ms of the cores that are measured.
         httpx2.Client(base_url=f"http://127.0.0.1:{slow.port}", trust_env=False) as http,
         ExitStack() as stack,
     ):
