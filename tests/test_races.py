@@ -148,6 +148,22 @@ def test_what_is_due_from_before_the_last_look_is_found_all_the_same(url: str) -
     asyncio.run(run())
 
 
+def test_a_payment_whose_time_is_up_is_asked_about_before_it_expires(url: str) -> None:
+    """While K-Pay answers, the clock alone ends nothing: the payer may have paid in the last moment."""
+
+    async def run() -> None:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        async with databases(url, 1) as (pool,), kpay.connect(endpoint) as gateway:
+            row, _ = await record(pool, ORDER, "shop", None, TERMS)
+            up = "UPDATE payments SET next_check_at = now(), expires_at = now() WHERE refid = $1 RETURNING status"
+            [[status]] = await asyncio.to_thread(query, url, up, row.refid)
+            claims = await reconciler(pool, gateway, concurrency=50)._claim(100)
+            assert [claim.refid for claim in claims] == [row.refid]
+            assert await asyncio.to_thread(query, url, "SELECT status FROM payments") == [(status,)]
+
+    asyncio.run(run())
+
+
 def test_a_check_that_a_postback_asked_for_meanwhile_is_due_at_once(url: str) -> None:
     """Where K-Pay takes three seconds to answer and a postback comes in between, the next look finds the payment."""
 
