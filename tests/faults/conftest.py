@@ -4,7 +4,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import Signals
 
@@ -43,7 +43,8 @@ class Server:
         table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout  # noqa: S607
         for pid, parent in (map(int, line.split()) for line in table.splitlines()):
             if first in (pid, parent):
-                os.kill(pid, number)
+                with suppress(ProcessLookupError):  # a backend may have ended meanwhile
+                    os.kill(pid, number)
 
 
 @contextmanager
