@@ -164,6 +164,25 @@ def test_a_payment_whose_time_is_up_is_asked_about_before_it_expires(url: str) -
     asyncio.run(run())
 
 
+def test_a_payer_asks_for_nothing_once_a_failure_is_a_week_old(url: str) -> None:
+    """Whoever keeps a payer's link may have K-Pay asked about a failed payment for seven days, and no longer."""
+
+    async def run() -> None:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        over = "UPDATE payments SET status = 'failed', failure_code = 'declined', failure_detail = 'no', "
+        over += "next_check_at = NULL, final_at = now() - $2 * interval '1 day' WHERE refid = $1 RETURNING *"
+        asked = "SELECT count(*) FROM events WHERE refid = $1 AND source = 'checkstatus'"
+        async with databases(url, 1) as (pool,), kpay.connect(endpoint) as gateway:
+            claimant = reconciler(pool, gateway, concurrency=50)
+            for days, questions in ((6, 1), (8, 0)):
+                row, _ = await record(pool, ORDER, "shop", None, TERMS)
+                await asyncio.to_thread(query, url, over, row.refid, days)
+                await claimant.look(row, 0)
+                assert await asyncio.to_thread(query, url, asked, row.refid) == [(questions,)]
+
+    asyncio.run(run())
+
+
 def test_a_check_that_a_postback_asked_for_meanwhile_is_due_at_once(url: str) -> None:
     """Where K-Pay takes three seconds to answer and a postback comes in between, the next look finds the payment."""
 
