@@ -7,14 +7,16 @@ database that has gone silent makes an error and not a hang. Parameters never ap
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections import namedtuple
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import Select, TextClause, event
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -108,6 +110,33 @@ def _leave_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+class Driver(Protocol):
+    """What `Prepared` needs of asyncpg's connection."""
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Mapping[str, Any]]:
+        """Execute a statement and return its rows."""
+
+
+class Prepared:
+    """One of Core's statements, made ready once for `Database.direct`; its parameters are named, as Core has them."""
+
+    def __init__(self, statement: Select[Any] | TextClause) -> None:
+        self._statement = statement
+        compiled: Any = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call] # SQLAlchemy's
+        self._sql = str(compiled)
+        self._names: Sequence[str] = compiled.positiontup
+        self._row: Any = None
+
+    async def fetch(self, by: "Driver | AsyncConnection", **values: object) -> Sequence[Any]:
+        """Execute it and return all rows, which are named tuples either way."""
+        if isinstance(by, AsyncConnection):
+            return (await by.execute(self._statement, values)).all()
+        found = await by.fetch(self._sql, *(values[name] for name in self._names))
+        if found and self._row is None:
+            self._row = namedtuple("Row", found[0].keys())  # type: ignore[misc] # noqa: PYI024 - known only now
+        return [self._row._make(row.values()) for row in found]
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A connection that is kept at hand between two uses."""
@@ -135,6 +164,7 @@ class Database:
         self.engine = engine
         # Behind a pooler a statement alone may be prepared on one connection and executed on another.
         self._autocommit = engine if pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._pooled = pooled
         self._at_hand: dict[AsyncEngine, list[_Held]] = {engine: [], self._autocommit: []}
         self._open = 0
         self._era = 0
@@ -151,10 +181,27 @@ class Database:
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection for single statements, each its own transaction (a quarter cheaper for reads)."""
-        async with self._connected(self._autocommit) as connection:
-            yield connection
-            if self._autocommit is self.engine:
-                await connection.commit()
+        async with self._connected(self._autocommit) as held:
+            yield held.connection
+            if self._pooled:
+                await held.connection.commit()
+
+    @asynccontextmanager
+    async def direct(self) -> AsyncIterator[Driver | AsyncConnection]:
+        """Yield what a `Prepared` statement goes by, its own transaction: the driver itself, or Core behind a pooler.
+
+        For what everybody waits for: Core took three times the driver's CPU (docs/decisions/0021-the-driver-itself.md).
+        """
+        if self._pooled:
+            async with self.autocommit() as connection:
+                yield connection
+            return
+        async with self._connected(self._autocommit) as held:
+            try:
+                yield held.driver
+            except asyncpg.ReadOnlySQLTransactionError:
+                await held.connection.invalidate()
+                raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -162,10 +209,10 @@ class Database:
 
         Raises `CommitInDoubt` where it was the commit that failed.
         """
-        async with self._connected(self.engine) as connection:
-            yield connection
+        async with self._connected(self.engine) as held:
+            yield held.connection
             try:
-                await connection.commit()
+                await held.connection.commit()
             except UNAVAILABLE as exc:
                 raise CommitInDoubt(type(exc).__name__) from exc
 
@@ -185,7 +232,7 @@ class Database:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[_Held]:
         async with asyncio.timeout(ANSWER_SECONDS):
             began = time.monotonic()
             async with self._line:
@@ -193,7 +240,7 @@ class Database:
                 held = await self._taken(engine)
                 try:
                     try:
-                        yield held.connection
+                        yield held
                     except Exception:
                         # Here it can still be cut short: SQLAlchemy's own would wait for an answer for ever.
                         await held.connection.rollback()

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from app import metrics
 from app.bell import DUE, Bell
-from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, sqlstate
+from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, Prepared, sqlstate
 from app.domain import Evidence, agrees_with
 from app.models import Row, payments
 from app.raw import Raw
@@ -157,9 +157,8 @@ class Inbox:
             "remote": [raw.remote for raw in raws],
             "agrees": [agrees_with(each.says) or "" for each in evidence],
         }
-        async with self._database.autocommit() as connection:
-            result = await connection.execute(_STORE, columns)
-            found = {row.for_refid: row for row in result}
+        async with self._database.direct() as connection:
+            found = {row.for_refid: row for row in await _TAKEN_IN.fetch(connection, **columns)}
         rows = [found[postback.refid] for postback in batch]
         return [row if row.refid is not None else None for row in rows]
 
@@ -207,3 +206,4 @@ UNION ALL
 SELECT i.refid, {_PAYMENT} FROM item AS i LEFT JOIN payments AS p ON p.refid = i.refid
 WHERE NOT EXISTS (SELECT FROM numbered AS n WHERE n.refid = i.refid)
 """)  # noqa: S608 - the names of our own columns
+_TAKEN_IN = Prepared(_STORE)

@@ -288,7 +288,7 @@ Row = Any
 
 def mapping(row: Row) -> Mapping[str, Any]:
     """Return `row` by column name."""
-    return cast("Mapping[str, Any]", row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    return cast("Mapping[str, Any]", row._asdict())
 
 
 _STATE = (

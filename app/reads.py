@@ -12,7 +12,7 @@ from sqlalchemy import Select, any_, bindparam, cast, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Text
 
-from app.database import ANSWER_SECONDS, Database
+from app.database import ANSWER_SECONDS, Database, Prepared
 from app.models import Row, events, payments
 
 MOST = 100
@@ -63,8 +63,8 @@ class Page:
     next_cursor: str | None
 
 
-_MANY = select(payments, func.now().label("now")).where(
-    payments.c.refid == any_(cast(bindparam("refids"), ARRAY(Text)))
+_MANY = Prepared(
+    select(payments, func.now().label("now")).where(payments.c.refid == any_(cast(bindparam("refids"), ARRAY(Text))))
 )
 
 
@@ -103,9 +103,9 @@ class Lookup:
     async def _read(self, refids: set[str]) -> Mapping[str, Row]:
         try:
             # One clock for all: whoever comes later waits less.
-            async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.autocommit() as connection:
+            async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.direct() as connection:
                 self._close(refids)  # whoever comes from here on may have been woken by a later change
-                return {row.refid: row for row in await connection.execute(_MANY, {"refids": list(refids)})}
+                return {row.refid: row for row in await _MANY.fetch(connection, refids=list(refids))}
         finally:
             self._close(refids)
 

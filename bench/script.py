@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Pool, event
 
 from app import logs
 from app.api.context import Context
@@ -44,6 +44,8 @@ _POSITIONS = 10**15
 _EVENTS = 4
 """More than one payment has: so far apart are the positions of two turns."""
 _CLAIMS = 64
+_BOUNDS = {"BEGIN;", "COMMIT;"}
+"""The driver's words for what the engine tells, too, and in its place."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,14 @@ class _Recorder:
         _context, many = rest
         self.sent += [(statement, each) for each in (values if many else [values])]
 
+    def connect(self, connection: Any, *_: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapter
+        """Let the driver tell what it is given past SQLAlchemy."""
+        connection.driver_connection.add_query_logger(self._logged)
+
+    def _logged(self, logged: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+        if logged.query not in _BOUNDS:
+            self.sent.append((logged.query, logged.args))
+
     def _bound(self, connection: Connection, word: str) -> None:
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             self.sent.append((word, ()))
@@ -73,18 +83,19 @@ class _Recorder:
 @contextmanager
 def _recording() -> Iterator[_Recorder]:
     recorder = _Recorder()
-    hooks: dict[str, Callable[..., Any]] = {
-        "begin": recorder.begin,
-        "before_cursor_execute": recorder.execute,
-        "commit": recorder.commit,
-    }
-    for name, hook in hooks.items():
-        event.listen(Engine, name, hook)
+    hooks: list[tuple[type[Engine | Pool], str, Callable[..., Any]]] = [
+        (Engine, "begin", recorder.begin),
+        (Engine, "before_cursor_execute", recorder.execute),
+        (Engine, "commit", recorder.commit),
+        (Pool, "connect", recorder.connect),
+    ]
+    for hook in hooks:
+        event.listen(*hook)
     try:
         yield recorder
     finally:
-        for name, hook in hooks.items():
-            event.remove(Engine, name, hook)
+        for hook in hooks:
+            event.remove(*hook)
 
 
 def captured(url: str, simulator: Simulator) -> str:
@@ -99,15 +110,17 @@ def captured(url: str, simulator: Simulator) -> str:
 async def _lines(url: str, simulator: Simulator) -> Sequence[str]:
     settings = settings_of(url, f"{simulator.url}/")
     logs.configure(settings.log_format, "ERROR")
-    async with open_context(settings) as parts, background(parts.inbox.run()):
-        await _play(parts, simulator)  # once before: a new connection has words of its own
-        with _recording() as recorder:
+    with _recording() as recorder:
+        async with open_context(settings) as parts, background(parts.inbox.run()):
+            await _play(parts, simulator)  # once before: a new connection has words of its own
+            recorder.sent.clear()
             refid = await _play(parts, simulator)
-        row = await parts.lookup.one(refid)
+            sent = list(recorder.sent)
+            row = await parts.lookup.one(refid)
     if row is None or row.status != Status.SUCCEEDED:
         raise BenchError(f"the payment that was played is not paid but {row and row.status}")
     names = frozenset((refid, row.tid, row.momtransactionid))
-    return [_as_sql(statement, values, names) for statement, values in recorder.sent]
+    return [_as_sql(statement, values, names) for statement, values in sent]
 
 
 async def _play(parts: Context, simulator: Simulator) -> str:

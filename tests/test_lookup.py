@@ -20,16 +20,19 @@ Play = Callable[[Database, Lookup], Coroutine[Any, Any, None]]
 
 
 def played(url: str, play: Play) -> list[str]:
-    """Run `play` on a database; return every statement that was sent for it."""
+    """Run `play` on a database; return every statement that its driver was given for it."""
     sent: list[str] = []
+
+    def listen(connection: Any, *_: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapter
+        connection.driver_connection.add_query_logger(lambda logged: sent.append(logged.query))
 
     async def run() -> None:
         async with open_database(url, pool=CONNECTIONS) as database:
-            event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+            event.listen(database.engine.sync_engine, "connect", listen)
             await play(database, Lookup(database))
 
     asyncio.run(run())
-    return [statement for statement in sent if "FROM payments" in statement and "FOR UPDATE" not in statement]
+    return [statement for statement in sent if "FROM payments" in statement]
 
 
 @asynccontextmanager

@@ -284,6 +284,8 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRe
     BadCursor: _cursor,
     # Statements that can never work are mistakes of ours, not an absent database.
     DataError: mistake,
+    asyncpg.DataError: mistake,
+    asyncpg.SyntaxOrAccessError: mistake,
     IntegrityError: mistake,
     ProgrammingError: mistake,
     SQLAlchemyError: mistake,

@@ -1,7 +1,7 @@
 """A pytest plugin: every statement that a run's processes have sent is held against the rules when the run is over.
 
 What is not seen: processes that are started with an environment of their own, the code before (it has had its run),
-and what goes past SQLAlchemy (LISTEN, and the tests' own questions).
+and what goes by connections of its own (LISTEN, and the tests' own questions).
 """
 
 import json

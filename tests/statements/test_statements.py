@@ -1,5 +1,7 @@
 """The lint of statements: for each rule one that keeps it and one that breaks it, and the schema's own rules."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -7,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table, Text
+from sqlalchemy import Column, ForeignKey, Index, MetaData, PrimaryKeyConstraint, Table, Text, text
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
 
+from app.database import Prepared, open_database
 from app.models import metadata
 from tests.statements.capture import sitecustomize as capture
 from tests.statements.keys import wrong_in_database, wrong_in_models
@@ -180,3 +183,16 @@ def test_what_a_child_sends_is_noted_though_it_is_killed(tmp_path: Path) -> None
     assert child.returncode == -9
     noted = [line for path in tmp_path.iterdir() for line in path.read_text().splitlines()]
     assert noted == ['"SELECT ?"', '"SELECT 2"']
+
+
+def test_what_goes_by_the_driver_is_noted(new_database: Callable[[], str]) -> None:
+    """A statement that SQLAlchemy never sees is looked at like any other one."""
+    statement, url = "SELECT 'by the driver itself' AS words", new_database()
+
+    async def sent() -> None:
+        async with open_database(url, pool=1) as database, database.direct() as connection:
+            assert [row.words for row in await Prepared(text(statement)).fetch(connection)] == ["by the driver itself"]
+
+    asyncio.run(sent())
+    noted = Path(os.environ[capture.FOLDER], f"{os.getpid()}.jsonl").read_text().splitlines()
+    assert json.dumps(statement) in noted

@@ -1,4 +1,4 @@
-"""Notes every distinct statement that a process sends through SQLAlchemy, for the lint at the end of a run.
+"""Notes every distinct statement that a process sends, by SQLAlchemy or its driver, for the lint at the end of a run.
 
 Python imports this by its name wherever the folder is on PYTHONPATH. A process that never imports SQLAlchemy pays
 nothing; the others a look into a set for each statement. Written at once, since processes are killed with -9.
@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # without the import: every process would pay for it
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 FOLDER = "STATEMENTS_FOLDER"
 """The variable that says where to: not one of kpayd's own, which children do not inherit."""
@@ -35,10 +36,17 @@ def _note(_connection: object, _cursor: object, statement: str, *_: object) -> N
 
 
 def listen() -> None:
-    """Note what every engine sends from now on."""
-    from sqlalchemy import Engine, event  # noqa: PLC0415 - by whoever has it already
+    """Note what every engine sends from now on, and what its driver is given past it."""
+    from sqlalchemy import Engine, Pool, event  # noqa: PLC0415 - by whoever has it already
 
     event.listen(Engine, "before_cursor_execute", _note)
+    event.listen(Pool, "connect", _listen_to_driver)
+
+
+def _listen_to_driver(connection: Any, *_: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapter
+    """Note what goes by asyncpg alone: it logs nothing of what SQLAlchemy has prepared."""
+    if hasattr(connection, "driver_connection"):
+        connection.driver_connection.add_query_logger(lambda logged: _note(None, None, logged.query))
 
 
 class _WhenImported:
