@@ -7,7 +7,7 @@ stores the raw bodies, writes the timeline and wakes a check for every payment t
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -47,6 +47,8 @@ class Postback:
 
 
 _Stored = asyncio.Future[Row | None]
+"""What one caller waits for: each has its own, so that one who leaves takes nobody along."""
+_Item = tuple[Postback, list[_Stored]]
 
 
 class Inbox:
@@ -55,7 +57,7 @@ class Inbox:
     def __init__(self, database: Database, bell: Bell) -> None:
         self._database = database
         self._bell = bell
-        self._waiting: dict[tuple[str, bytes], tuple[Postback, _Stored]] = {}
+        self._waiting: dict[tuple[str, bytes], _Item] = {}
         self._waiting_of: Counter[str] = Counter()
         self._arrived = asyncio.Event()
         self._deadlines: deque[tuple[float, _Stored]] = deque()
@@ -66,28 +68,20 @@ class Inbox:
         Raises `Full`, or the database's error, or `TimeoutError`: then nothing may be acknowledged.
         """
         key = (postback.refid, postback.raw.digest)
-        if key in self._waiting and not self._waiting[key][1].done():
-            stored = self._waiting[key][1]
-        elif key not in self._waiting and self._is_full(postback.refid):
-            raise Full
-        else:
-            stored = self._queued(key, postback)
-        return await asyncio.shield(stored)
+        if key not in self._waiting:
+            if self._is_full(postback.refid):
+                raise Full
+            self._waiting[key] = (postback, [])
+            self._waiting_of[postback.refid] += 1
+            self._arrived.set()
+        loop = asyncio.get_running_loop()
+        stored: _Stored = loop.create_future()
+        self._waiting[key][1].append(stored)
+        self._deadlines.append((loop.time() + ANSWER_SECONDS, stored))
+        return await stored
 
     def _is_full(self, refid: str) -> bool:
         return len(self._waiting) >= MOST_WAITING or self._waiting_of[refid] >= MOST_OF_ONE
-
-    def _queued(self, key: tuple[str, bytes], postback: Postback) -> _Stored:
-        """Put it in line, or in the place of the same one that nobody waits for any more."""
-        loop = asyncio.get_running_loop()
-        stored: _Stored = loop.create_future()
-        # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
-        stored.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._deadlines.append((loop.time() + ANSWER_SECONDS, stored))
-        self._waiting_of[postback.refid] += key not in self._waiting
-        self._waiting[key] = (postback, stored)
-        self._arrived.set()
-        return stored
 
     async def run(self) -> None:
         """Store what waits, batch after batch, until cancelled."""
@@ -107,7 +101,7 @@ class Inbox:
                 if not stored.done():
                     stored.set_exception(TimeoutError())
 
-    def _take(self) -> list[tuple[Postback, _Stored]]:
+    def _take(self) -> list[_Item]:
         """Return the next batch, oldest first, with each refid at most once: one UPDATE changes a row once."""
         taken: dict[str, tuple[str, bytes]] = {}
         for key in self._waiting:
@@ -120,7 +114,7 @@ class Inbox:
             self._arrived.clear()
         return batch
 
-    async def _settle(self, batch: Sequence[tuple[Postback, _Stored]]) -> None:
+    async def _settle(self, batch: Sequence[_Item]) -> None:
         try:
             rows = await self._store([postback for postback, _ in batch])
         except UNAVAILABLE as exc:
@@ -132,13 +126,12 @@ class Inbox:
             log.error(  # noqa: TRY400 - hundreds of tracebacks tell no more
                 "postbacks could not be stored", count=len(batch), error=type(exc).__name__, sqlstate=sqlstate(exc)
             )
-            for _, stored in batch:
-                if not stored.done():
-                    stored.set_exception(exc)
+            for stored in _still_waiting(batch):
+                stored.set_exception(exc)
             return
         metrics.POSTBACK_BATCH.observe(len(batch))
-        for (_, stored), row in zip(batch, rows, strict=True):
-            if not stored.done():  # given up meanwhile
+        for item, row in zip(batch, rows, strict=True):
+            for stored in _still_waiting([item]):
                 stored.set_result(row)
         self._bell.ring(DUE)
 
@@ -161,6 +154,10 @@ class Inbox:
             found = {row.for_refid: row for row in await _TAKEN_IN.fetch(connection, **columns)}
         rows = [found[postback.refid] for postback in batch]
         return [row if row.refid is not None else None for row in rows]
+
+
+def _still_waiting(batch: Sequence[_Item]) -> Iterator[_Stored]:
+    return (stored for _, waiting in batch for stored in waiting if not stored.done())
 
 
 # By name: with a star the statement would change its result, and fail once, when a migration adds a column.

@@ -6,6 +6,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Select, any_, bindparam, cast, func, select, tuple_
@@ -68,12 +69,8 @@ _MANY = Prepared(
 )
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Payments that one statement will read, and the task that sends it."""
-
-    refids: set[str]
-    rows: "asyncio.Task[Mapping[str, Row]]"
+_Asked = dict[str, list[asyncio.Future[Row | None]]]
+"""Who waits for which payment: each has a future of their own, so that one who leaves takes nobody along."""
 
 
 class Lookup:
@@ -86,33 +83,54 @@ class Lookup:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._turn = asyncio.Semaphore(_STATEMENTS)
-        self._next: _Batch | None = None
+        self._next: _Asked | None = None
+        self._reading: set[asyncio.Task[Mapping[str, Row]]] = set()
 
     async def one(self, refid: str, client: str | None = None) -> Row | None:
         """Return a payment and the database's time, `now`; None where there is none or it is another client's."""
-        batch = self._next
-        if batch is None or len(batch.refids) >= MOST_AT_ONCE:
-            refids: set[str] = set()
-            batch = self._next = _Batch(refids, asyncio.create_task(self._read(refids)))
-            # Whoever waits may be gone by then: an error that nobody fetches is not worth a warning.
-            batch.rows.add_done_callback(lambda task: task.cancelled() or task.exception())
-        batch.refids.add(refid)
-        row = (await asyncio.shield(batch.rows)).get(refid)
+        asked = self._next
+        if asked is None or len(asked) >= MOST_AT_ONCE:
+            asked = self._next = self._begin()
+        found: asyncio.Future[Row | None] = asyncio.get_running_loop().create_future()
+        asked.setdefault(refid, []).append(found)
+        row = await found
         return row if row is not None and client in (None, row.client) else None
 
-    async def _read(self, refids: set[str]) -> Mapping[str, Row]:
+    def _begin(self) -> _Asked:
+        asked: _Asked = {}
+        task = asyncio.create_task(self._read(asked))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+        task.add_done_callback(partial(_tell, asked))
+        return asked
+
+    async def _read(self, asked: _Asked) -> Mapping[str, Row]:
         try:
             # One clock for all: whoever comes later waits less.
             async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.direct() as connection:
-                self._close(refids)  # whoever comes from here on may have been woken by a later change
-                return {row.refid: row for row in await _MANY.fetch(connection, refids=list(refids))}
+                self._close(asked)  # whoever comes from here on may have been woken by a later change
+                return {row.refid: row for row in await _MANY.fetch(connection, refids=list(asked))}
         finally:
-            self._close(refids)
+            self._close(asked)
 
-    def _close(self, refids: set[str]) -> None:
-        """Let nobody else into a batch."""
-        if self._next is not None and self._next.refids is refids:
+    def _close(self, asked: _Asked) -> None:
+        """Let nobody else into a statement."""
+        if self._next is asked:
             self._next = None
+
+
+def _tell(asked: _Asked, read: "asyncio.Task[Mapping[str, Row]]") -> None:
+    error = None if read.cancelled() else read.exception()
+    for refid, waiting in asked.items():
+        for found in waiting:
+            if found.done():
+                continue  # whoever waited has left
+            if read.cancelled():
+                found.cancel()
+            elif error is not None:
+                found.set_exception(error)
+            else:
+                found.set_result(read.result().get(refid))
 
 
 async def page(
