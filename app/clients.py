@@ -93,6 +93,10 @@ class Clients:
         """Whether `key` was somebody's within the last hour: then it is no guess."""
         return _hash(key) in self._seen
 
+    def remembered(self, key: str) -> Client | None:
+        """Return the client that `key` was found to belong to a moment ago; else ask `by_key`."""
+        return self._known.get(_hash(key))
+
     async def by_key(self, key: str) -> Client | None:
         """Return the client that `key` belongs to, or None: unknown and revoked look the same."""
         hashed = _hash(key)

@@ -283,6 +283,28 @@ def test_nobody_waits_longer_than_two_seconds_and_the_inbox_goes_on(url: str) ->
     assert len(query(url, "SELECT 1 FROM bodies WHERE body = '3'")) == 1
 
 
+def test_who_hangs_up_takes_nobody_along_and_leaves_the_postback(url: str) -> None:
+    """Of two senders of one postback the first hangs up, and the only one of another: both postbacks are stored."""
+
+    async def run() -> Row | None:
+        async with databases(url, 1) as (pool,):
+            row, _ = await record(pool, ORDER, "shop", None, TERMS)
+            twice, once = (Postback(row.refid, PAID, Raw(Source.POSTBACK, said, "")) for said in (b"twice", b"once"))
+            inbox = Inbox(pool, Bell())
+            first, stays, alone = (asyncio.create_task(inbox.put(each)) for each in (twice, twice, once))
+            await asyncio.sleep(0)
+            first.cancel()
+            alone.cancel()
+            await asyncio.sleep(0)
+            async with background(inbox.run()):
+                stored = await stays
+                await inbox.put(twice)  # in line behind the others
+                return stored
+
+    assert asyncio.run(run()) is not None
+    assert query(url, "SELECT count(*) AS n FROM bodies")[0]["n"] == 2
+
+
 def test_a_poisoned_row_fails_alone(url: str) -> None:
     """A postback that PostgreSQL refuses fails by itself; those that shared its statement are stored."""
 

@@ -8,12 +8,14 @@ import asyncio
 from contextlib import nullcontext
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
 from app.api import payer
 from app.api.context import parts_of, remote_address, unauthorized
 from app.api.problems import Problem, answer_to, unavailable
+from app.clients import Client
 from app.database import UNAVAILABLE
 
 MAX_BODY = 64 * 1024
@@ -82,32 +84,42 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            request = Request(scope)
-            parts = parts_of(request)
-            kind, _, key = request.headers.get("authorization", "").partition(" ")
-            unknown = bool(key) and not parts.clients.has_seen(key.strip())
-            guesser = unknown and parts.guesses.too_many(_address(request))
-            if guesser and parts.guesses.turn.locked():
-                await _GUESSER.response()(scope, receive, send)
-                return
-            try:
-                async with parts.guesses.turn if guesser else nullcontext():
-                    client = await parts.clients.by_key(key.strip()) if kind.lower() == "bearer" else None
-            except UNAVAILABLE as exc:
-                await (await unavailable(request, exc))(scope, receive, send)
-                return
-            if client is None and guesser:
-                await _GUESSER.response()(scope, receive, send)
-                return
-            if client is None:
-                if key:
-                    metrics.WRONG_KEYS.inc()
-                    parts.guesses.note(_address(request))
-                await unauthorized().response()(scope, receive, send)
-                return
-            request.state.client, request.state.key = client, key.strip()
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        key = key.strip()
+        bearer = kind.lower() == "bearer"
+        client = parts_of(request).clients.remembered(key) if bearer else None
+        answer: Client | Response = client or await _looked_up(request, key, bearer=bearer)
+        if isinstance(answer, Response):
+            await answer(scope, receive, send)
+            return
+        state = request.state
+        state.client, state.key = answer, key
         await self._app(scope, receive, send)
+
+
+async def _looked_up(request: Request, key: str, *, bearer: bool) -> Client | Response:
+    """Return whose key it is, or what is answered where it is nobody's."""
+    parts = parts_of(request)
+    guesser = bool(key) and not parts.clients.has_seen(key) and parts.guesses.too_many(_address(request))
+    if guesser and parts.guesses.turn.locked():
+        return _GUESSER.response()
+    try:
+        async with parts.guesses.turn if guesser else nullcontext():
+            client = await parts.clients.by_key(key) if bearer else None
+    except UNAVAILABLE as exc:
+        return await unavailable(request, exc)
+    if client is not None:
+        return client
+    if guesser:
+        return _GUESSER.response()
+    if key:
+        metrics.WRONG_KEYS.inc()
+        parts.guesses.note(_address(request))
+    return unauthorized().response()
 
 
 def _address(request: Request) -> str:
