@@ -7,16 +7,19 @@ line, also in those of libraries and in tracebacks. Control characters are escap
 import logging
 import re
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
-from asgi_correlation_id import correlation_id
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _MAC = re.compile(r"(/kpay/(?:returl|return)/[^/\s]{1,64}/)[^/\s\"'?]+")
 _MSISDN = re.compile(r"(?<![0-9A-Za-z])(\+?(?:250|0)7\d)\d{4}(\d{3})(?!\d)")
 # PostgreSQL's word about a row that it refuses: all of the row, the payer's data too.
 _DETAIL = re.compile(r"^DETAIL: .*?(?=\n\[SQL|\n\(Background|\Z)", re.MULTILINE | re.DOTALL)
+request_name: ContextVar[str | None] = ContextVar("request_name", default=None)
+"""What the request is called that is being answered (app.api.identity)."""
+
 _NOISY = ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access", "asyncio")
 
 
@@ -40,7 +43,7 @@ def _masked_value(value: Any) -> Any:  # noqa: ANN401 - whatever was logged
 
 
 def _request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    request = correlation_id.get()
+    request = request_name.get()
     return {**event, "request": request} if request else event
 
 

@@ -29,7 +29,7 @@ _OWNERS: Mapping[str, str] = {
     "app/server.py": HTTP,
     "starlette": ROUTES,
     "fastapi": ROUTES,
-    "asgi_correlation_id": ROUTES,
+    "app/api/identity.py": ROUTES,
     "app/api/asgi.py": ROUTES,
     "app/api/admission.py": ROUTES,
     "app/api/context.py": ROUTES,

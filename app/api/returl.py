@@ -5,8 +5,9 @@ pydantic parameter would turn real postbacks away. The mac in the path is checke
 "OK" is said only of what is committed.
 """
 
+from functools import cache
+
 import structlog
-from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import metrics
 from app.api.asgi import BodyRefused, read_body
 from app.api.context import Context, is_within, remote_address
+from app.api.identity import Identity
 from app.api.problems import Problem, mistake
 from app.database import UNAVAILABLE
 from app.domain import Evidence, Source, transition
@@ -33,6 +35,7 @@ _PARTS = 4
 """Slashes in the path of a postback."""
 
 _LONGEST_CONTENT_TYPE = 200
+_counter = cache(metrics.POSTBACKS.labels)
 
 
 class Listener:
@@ -44,7 +47,7 @@ class Listener:
     def __init__(self, api: FastAPI, others: ASGIApp) -> None:
         self.api = api
         self._others = others
-        self._identified = CorrelationIdMiddleware(self._hand_on, update_request_header=False)
+        self._identified = Identity(self._hand_on)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -78,7 +81,7 @@ class Listener:
             return problem.response()
         refid, mac = request.scope["path"].removeprefix(PREFIX).split("/")
         response, answer = await _answer(parts, request, refid, mac, body)
-        metrics.POSTBACKS.labels(answer).inc()
+        _counter(answer).inc()
         return response
 
 

@@ -1,6 +1,7 @@
 """What the service has said by the end of all tests before: no secrets, no payer's number, one object a line."""
 
 import json
+import re
 
 import pytest
 
@@ -66,3 +67,25 @@ def test_nothing_went_wrong(words: str) -> None:
     events = [json.loads(line)["event"] for line in words.splitlines()]
     bad = ("a mistake of this service", "Exception in ASGI application", "Task exception was never retrieved")
     assert not [event for event in events if event.startswith(bad)]
+
+
+@pytest.mark.parametrize("name", ["7f0cd0a1-6a3e-4c6c-9d5c-0a4f3f1f2b3C", "4bf92f3577b34da6a3ce929d0e0e4736"])
+def test_a_request_keeps_the_name_that_it_came_with(service: Service, name: str) -> None:
+    """A UUID, with dashes or without, is in the answer and in each line of the log about this request."""
+    answer = service.http.post(service.returl("r1", mac="x" * 27), headers={"X-Request-ID": name})
+    assert answer.headers.get_list("X-Request-ID") == [name]
+    lines = [json.loads(line) for line in service.process.words.splitlines() if name in line]
+    assert [line["event"] for line in lines] == ["postback with a wrong mac"]
+    assert lines[0]["request"] == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "order-1042", "7f0cd0a1-6a3e-4c6c-9d5c0a4f3f1f2b3c", "4bf92f3577b34da6a3ce929d0e0e473g", "kpk_" + "a" * 28],
+)
+def test_what_is_no_name_is_not_taken_for_one(service: Service, name: str) -> None:
+    """Anything else may be a secret or forge a line: the request gets a new name, each another one."""
+    answers = [service.http.get("/healthz", headers={"X-Request-ID": name}) for _ in range(2)]
+    names = {answer.headers["X-Request-ID"] for answer in answers}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in names)
