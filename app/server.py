@@ -9,6 +9,7 @@ import asyncio
 import re
 import sys
 import weakref
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,12 +26,49 @@ _END = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 
+class _Joined:
+    """A transport that sends the head of an answer and its body in one piece, where they come in one turn of the loop.
+
+    uvicorn writes them apart, and each write is a packet that wakes whoever waits for it. One piece at most is held
+    back, and no longer than this turn: a stream's head does not wait for its first event.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._soon = loop.call_soon
+        self._held = b""
+        self.abort, self.is_closing = transport.abort, transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the transport's own
+        """Leave all else to the transport."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send `data` with what is held, or hold it."""
+        if self._held:
+            data, self._held = self._held + data, b""
+            self._transport.write(data)
+        else:
+            self._held = data
+            self._soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. A head over 64 KiB is answered 400, one that is not there within ten seconds cut off."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own signature
         """Begin, and give the first head its time."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Joined(transport, self.loop)))
         self._head = bytearray()
         self._cut_off: asyncio.TimerHandle | None = None
         self._await_head()
