@@ -69,7 +69,7 @@ def test_nothing_went_wrong(words: str) -> None:
     assert not [event for event in events if event.startswith(bad)]
 
 
-@pytest.mark.parametrize("name", ["7f0cd0a1-6a3e-4c6c-9d5c-0a4f3f1f2b3C", "4bf92f3577b34da6a3ce929d0e0e4736"])
+@pytest.mark.parametrize("name", ["7f0cd0a1-6a3e-4c6c-9d5c-0a4f3f1f2b3C", "4bf9" * 8])
 def test_a_request_keeps_the_name_that_it_came_with(service: Service, name: str) -> None:
     """A UUID, with dashes or without, is in the answer and in each line of the log about this request."""
     answer = service.http.post(service.returl("r1", mac="x" * 27), headers={"X-Request-ID": name})
@@ -81,7 +81,7 @@ def test_a_request_keeps_the_name_that_it_came_with(service: Service, name: str)
 
 @pytest.mark.parametrize(
     "name",
-    ["", "order-1042", "7f0cd0a1-6a3e-4c6c-9d5c0a4f3f1f2b3c", "4bf92f3577b34da6a3ce929d0e0e473g", "kpk_" + "a" * 28],
+    ["", "order-1042", "7f0cd0a1-6a3e-4c6c-9d5c0a4f3f1f2b3c", "4bf9" * 7 + "473g", "kpk_" + "a" * 28],
 )
 def test_what_is_no_name_is_not_taken_for_one(service: Service, name: str) -> None:
     """Anything else may be a secret or forge a line: the request gets a new name, each another one."""
