@@ -30,7 +30,7 @@ class _Joined:
     """A transport that sends the head of an answer and its body in one piece, where they come in one turn of the loop.
 
     uvicorn writes them apart, and each write is a packet that wakes whoever waits for it. One piece at most is held
-    back, and no longer than this turn: a stream's head does not wait for its first event.
+    back, and no longer than until the next turn: a stream's head does not wait for its first event.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -50,16 +50,17 @@ class _Joined:
             self._transport.write(data)
         else:
             self._held = data
-            self._soon(self._flush)
+            self._soon(self.flush)
 
     def close(self) -> None:
         """Send what is held, and close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
+    def flush(self) -> None:
+        """Send what is held."""
+        held, self._held = self._held, b""
+        if held and not self.is_closing():  # whoever read may have hung up meanwhile
             self._transport.write(held)
 
 
@@ -68,7 +69,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own signature
         """Begin, and give the first head its time."""
-        super().connection_made(cast("asyncio.Transport", _Joined(transport, self.loop)))
+        self._joined = _Joined(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", self._joined))
         self._head = bytearray()
         self._cut_off: asyncio.TimerHandle | None = None
         self._await_head()
@@ -77,6 +79,10 @@ class Protocol(HttpToolsProtocol):
         """End."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Send what is held to one who only hears from here on: the transport is closed next."""
+        self._joined.flush()
 
     def data_received(self, data: bytes) -> None:
         """Hand a head on when it is whole, and what follows it at once."""
