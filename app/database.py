@@ -22,8 +22,11 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-# asyncpg's own two: SQLAlchemy gives a fresh connection its codecs, and a server that ends it then is not wrapped.
-UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError)
+# asyncpg's own are what `Database.direct` raises, and a fresh connection that is ended while it is given its codecs.
+UNAVAILABLE = (
+    *(DBAPIError, PoolTimeoutError, OSError, TimeoutError),
+    *(asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError),
+)
 """What an unreachable, full, read-only or overtaxed database raises, wherever in the stack it shows."""
 
 ANSWER_SECONDS = 2.0
@@ -153,7 +156,7 @@ class _Held:
 
 
 class Database:
-    """One pool of connections with the two ways of using it. Both raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
+    """One pool of connections with three ways of using it. All raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
 
     Whoever waits for a connection waits in line: SQLAlchemy's own pool lets newcomers overtake, and under load the
     same few callers wait until their time is up. And what was used once stays at hand, apart for each way: to take a
@@ -168,6 +171,7 @@ class Database:
         self._at_hand: dict[AsyncEngine, list[_Held]] = {engine: [], self._autocommit: []}
         self._open = 0
         self._era = 0
+        self._lost = 0
         self._most = connections
         self._recycle = recycle
         self._line = asyncio.Semaphore(connections)
@@ -199,8 +203,13 @@ class Database:
         async with self._connected(self._autocommit) as held:
             try:
                 yield held.driver
-            except asyncpg.ReadOnlySQLTransactionError:
-                await held.connection.invalidate()
+            except Exception as exc:
+                # By Core SQLAlchemy sees to this.
+                if held.driver.is_closed() or sqlstate(exc) == _READ_ONLY:
+                    self._lost = max(self._lost, held.era + 1)  # after a failover the others are no better
+                    await held.connection.invalidate()
+                elif isinstance(exc, asyncpg.InternalClientError):
+                    await held.connection.invalidate()
                 raise
 
     @asynccontextmanager
@@ -256,7 +265,7 @@ class Database:
         """Return a connection: the one at hand for longest, else another one, for which one of the other way may go."""
         while self._at_hand[engine]:
             held = self._at_hand[engine].pop(0)
-            if held.is_good:
+            if held.is_good and held.era == self._era:
                 return held
             await self._let_go(held)
         era = self._era
@@ -276,10 +285,11 @@ class Database:
         if held.is_good and held.era == self._era:
             self._at_hand[engine].append(held)
             return
+        is_first = held.era == self._era
+        # After a failover the others are no better, those in use included: SQLAlchemy's pool opens new ones.
+        self._era += is_first
         await self._let_go(held)
-        if held.era == self._era:
-            # After a failover the others are no better, those in use included: SQLAlchemy's pool opens new ones.
-            self._era += 1
+        if is_first:
             await self._let_go_of_all()
 
     async def _let_go_of_all(self) -> None:
@@ -288,6 +298,8 @@ class Database:
                 await self._let_go(each.pop())
 
     async def _let_go(self, held: _Held) -> None:
+        if held.era < self._lost:
+            held.driver.terminate()  # or SQLAlchemy's pool would hand it out again
         try:
             await held.connection.close()
         finally:

@@ -283,7 +283,7 @@ client_events = Table(
 """What was done to a client, and by its receiver: made, rotated, revoked, notifications turned on or disabled."""
 
 Row = Any
-"""A row as Core gives it: attributes by column name, typed where it becomes an object."""
+"""A row as Core or the driver gives it, a named tuple: attributes by column name, typed where it becomes an object."""
 
 
 def mapping(row: Row) -> Mapping[str, Any]:

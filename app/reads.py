@@ -100,37 +100,34 @@ class Lookup:
         asked: _Asked = {}
         task = asyncio.create_task(self._read(asked))
         self._reading.add(task)
-        task.add_done_callback(self._reading.discard)
-        task.add_done_callback(partial(_tell, asked))
+        task.add_done_callback(partial(self._tell, asked))
         return asked
 
     async def _read(self, asked: _Asked) -> Mapping[str, Row]:
-        try:
-            # One clock for all: whoever comes later waits less.
-            async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.direct() as connection:
-                self._close(asked)  # whoever comes from here on may have been woken by a later change
-                return {row.refid: row for row in await _MANY.fetch(connection, refids=list(asked))}
-        finally:
-            self._close(asked)
+        # One clock for all: whoever comes later waits less.
+        async with asyncio.timeout(ANSWER_SECONDS), self._turn, self._database.direct() as connection:
+            self._close(asked)  # whoever comes from here on may have been woken by a later change
+            return {row.refid: row for row in await _MANY.fetch(connection, refids=list(asked))}
 
     def _close(self, asked: _Asked) -> None:
         """Let nobody else into a statement."""
         if self._next is asked:
             self._next = None
 
-
-def _tell(asked: _Asked, read: "asyncio.Task[Mapping[str, Row]]") -> None:
-    error = None if read.cancelled() else read.exception()
-    for refid, waiting in asked.items():
-        for found in waiting:
-            if found.done():
-                continue  # whoever waited has left
-            if read.cancelled():
-                found.cancel()
-            elif error is not None:
-                found.set_exception(error)
-            else:
-                found.set_result(read.result().get(refid))
+    def _tell(self, asked: _Asked, read: "asyncio.Task[Mapping[str, Row]]") -> None:
+        self._close(asked)
+        self._reading.discard(read)
+        error = None if read.cancelled() else read.exception()
+        for refid, waiting in asked.items():
+            for found in waiting:
+                if found.done():
+                    continue  # whoever waited has left
+                if read.cancelled():
+                    found.cancel()
+                elif error is not None:
+                    found.set_exception(error)
+                else:
+                    found.set_result(read.result().get(refid))
 
 
 async def page(

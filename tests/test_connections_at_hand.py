@@ -11,7 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import UNAVAILABLE, Database, open_database
+from app.database import UNAVAILABLE, Database, Prepared, open_database
+from tests.given import Postgres, through, upstream
+from tests.proxy import Fault, Proxy, running_proxy
 from tests.support import query
 
 CONNECTIONS = 3
@@ -45,6 +47,15 @@ async def one(database: Database) -> int:
     """Use a connection for one statement; return whose it was."""
     async with database.autocommit() as connection:
         return await pid_of(connection)
+
+
+_PID = Prepared(text("SELECT pg_backend_pid() AS pid"))
+
+
+async def one_directly(database: Database) -> int:
+    """Use a connection of the driver's for one statement; return whose it was."""
+    async with database.direct() as connection:
+        return int((await _PID.fetch(connection))[0].pid)
 
 
 async def in_transaction(database: Database) -> int:
@@ -130,8 +141,25 @@ def test_what_could_not_be_opened_is_not_counted(new_database: Callable[[], str]
     played(new_database() + "-that-is-not-there", play)
 
 
+WRITE = text("INSERT INTO written SELECT now()")
+WRITE_DIRECTLY = Prepared(WRITE)
+
+
+async def write(database: Database) -> None:
+    """Write by Core."""
+    async with database.autocommit() as connection:
+        await connection.execute(WRITE)
+
+
+async def write_directly(database: Database) -> None:
+    """Write by the driver."""
+    async with database.direct() as connection:
+        await WRITE_DIRECTLY.fetch(connection)
+
+
+@pytest.mark.parametrize("way", [write, write_directly])
 def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
-    new_database: Callable[[], str],
+    new_database: Callable[[], str], way: Callable[[Database], Coroutine[Any, Any, None]]
 ) -> None:
     """One write that is refused tells of them all: what is written next comes to a server that takes it."""
     url = new_database()
@@ -142,14 +170,36 @@ def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
             for _ in range(CONNECTIONS):
                 connection = await held.enter_async_context(database.autocommit())
                 await connection.execute(_READ_ONLY)
-        with pytest.raises(DBAPIError, match="read-only"):
-            async with database.autocommit() as connection:
-                await connection.execute(text("INSERT INTO written SELECT now()"))
-        for _ in range(CONNECTIONS):
-            async with database.autocommit() as connection:
-                await connection.execute(text("INSERT INTO written SELECT now()"))
+        with pytest.raises(UNAVAILABLE, match="read-only"):
+            await way(database)
+        await asyncio.gather(*(way(database) for _ in range(CONNECTIONS)))
 
     played(url, play)
+
+
+@pytest.mark.parametrize("way", [one, one_directly])
+def test_fault_39_after_one_connection_is_lost_none_of_the_others_is_used(
+    new_database: Callable[[], str], postgres: Postgres, way: Callable[[Database], Coroutine[Any, Any, int]]
+) -> None:
+    """Where an address has moved each old connection is reset when it is used: the first error tells of them all."""
+    url = new_database()
+
+    async def play(database: Database, proxy: Proxy) -> None:
+        async with AsyncExitStack() as held:
+            taken = [await held.enter_async_context(database.autocommit()) for _ in range(CONNECTIONS)]
+            before = {await pid_of(connection) for connection in taken}
+        await asyncio.to_thread(proxy.set, Fault.LOSE_REQUEST)
+        with pytest.raises(UNAVAILABLE):
+            await way(database)
+        await asyncio.to_thread(proxy.set, Fault.NONE)
+        assert before.isdisjoint(await asyncio.gather(*(way(database) for _ in range(CONNECTIONS))))
+
+    async def run(proxy: Proxy) -> None:
+        async with open_database(through(url, proxy.port), pool=CONNECTIONS) as database:
+            await play(database, proxy)
+
+    with running_proxy(upstream(postgres)) as proxy:
+        asyncio.run(run(proxy))
 
 
 def test_fault_39_one_that_was_in_use_meanwhile_does_not_stay_either(new_database: Callable[[], str]) -> None:

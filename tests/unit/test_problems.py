@@ -19,6 +19,8 @@ READ = {"type": "http", "method": "GET", "path": "/v1/payments/r1", "headers": [
         (asyncpg.InsufficientPrivilegeError("not yours"), 500),
         (asyncpg.CharacterNotInRepertoireError("no such character"), 500),
         (ProgrammingError("SELECT", None, Exception("no such column")), 500),
+        (asyncpg.UniqueViolationError("no such twice"), 500),
+        (asyncpg.ProtocolError("no such rows"), 503),
         (asyncpg.ConnectionDoesNotExistError("gone"), 503),
         (asyncpg.ReadOnlySQLTransactionError("a standby"), 503),
         (asyncpg.DiskFullError("full"), 503),
