@@ -116,9 +116,14 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _unlisten(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._server is None:
+            return
+        # What has been accepted becomes a connection first: on a closed server asyncio leaves it as it is, unclosed.
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening)
+        await asyncio.sleep(0)
+        self._server.close()
+        self._server = None
 
     async def _set(self, weather: Weather) -> None:
         self._weather = weather
