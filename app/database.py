@@ -9,20 +9,20 @@ import re
 import time
 from collections import namedtuple
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy import Select, TextClause, event
+from sqlalchemy import Executable, event
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-# asyncpg's own are what `Database.direct` raises, and a fresh connection that is ended while it is given its codecs.
+# asyncpg's own are what comes by the driver, and a fresh connection that is ended while it is given its codecs.
 UNAVAILABLE = (
     *(DBAPIError, PoolTimeoutError, OSError, TimeoutError),
     *(asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError),
@@ -114,30 +114,59 @@ def _leave_read_only(context: ExceptionContext) -> None:
 
 
 class Driver(Protocol):
-    """What `Prepared` needs of asyncpg's connection."""
+    """What is needed of asyncpg's connection."""
 
     async def fetch(self, query: str, *args: object) -> Sequence[Mapping[str, Any]]:
         """Execute a statement and return its rows."""
 
+    async def execute(self, query: str) -> str:
+        """Execute words without parameters."""
+
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+
+    def is_in_transaction(self) -> bool:
+        """Whether one is open."""
+
+    def terminate(self) -> None:
+        """End it and say no goodbye."""
+
+
+Direct = Driver | AsyncConnection
+"""By which a `Prepared` statement goes: the driver itself, or Core behind a pooler."""
+
 
 class Prepared:
-    """One of Core's statements, made ready once for `Database.direct`; its parameters are named, as Core has them."""
+    """One of Core's statements, made ready once for `Database.direct`; its parameters are named, as Core has them.
 
-    def __init__(self, statement: Select[Any] | TextClause) -> None:
+    They go to the driver as they are given: JSON as text, and no `IN` of a list, which Core writes at each execution.
+    """
+
+    def __init__(self, statement: Executable) -> None:
         self._statement = statement
-        compiled: Any = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call] # SQLAlchemy's
+        compiled: Any = statement.compile(dialect=dialect())  # type: ignore[attr-defined, no-untyped-call] # SQLAlchemy's
         self._sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup
+        self._own = {name: value for name, value in compiled.params.items() if value is not None}
+        self._given = frozenset(self._names) - self._own.keys()
         self._row: Any = None
 
-    async def fetch(self, by: "Driver | AsyncConnection", **values: object) -> Sequence[Any]:
+    async def fetch(self, by: Direct, /, **values: object) -> Sequence[Any]:
         """Execute it and return all rows, which are named tuples either way."""
+        if self._given != values.keys():  # the driver would not miss one too many, which Core would write
+            raise TypeError(f"not the statement's parameters: {', '.join(sorted(self._given ^ values.keys()))}")
         if isinstance(by, AsyncConnection):
-            return (await by.execute(self._statement, values)).all()
-        found = await by.fetch(self._sql, *(values[name] for name in self._names))
+            result = await by.execute(self._statement, values)
+            return result.all() if result.returns_rows else ()
+        given = self._own | values
+        found = await by.fetch(self._sql, *(given[name] for name in self._names))
         if found and self._row is None:
             self._row = namedtuple("Row", found[0].keys())  # type: ignore[misc] # noqa: PYI024 - known only now
         return [self._row._make(row.values()) for row in found]
+
+    async def first(self, by: Direct, /, **values: object) -> Any | None:  # noqa: ANN401 - a row of any table
+        """Execute it and return the first row, if there is one."""
+        return next(iter(await self.fetch(by, **values)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +174,7 @@ class _Held:
     """A connection that is kept at hand between two uses."""
 
     connection: AsyncConnection
-    driver: Any  # asyncpg's own
+    driver: Driver
     until: float
     era: int  # those of an earlier one are not used again
 
@@ -156,7 +185,7 @@ class _Held:
 
 
 class Database:
-    """One pool of connections with three ways of using it. All raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
+    """One pool of connections with several ways of using it. All raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
 
     Whoever waits for a connection waits in line: SQLAlchemy's own pool lets newcomers overtake, and under load the
     same few callers wait until their time is up. And what was used once stays at hand, apart for each way: to take a
@@ -190,27 +219,16 @@ class Database:
             if self._pooled:
                 await held.connection.commit()
 
-    @asynccontextmanager
-    async def direct(self) -> AsyncIterator[Driver | AsyncConnection]:
-        """Yield what a `Prepared` statement goes by, its own transaction: the driver itself, or Core behind a pooler.
+    def direct(self) -> AbstractAsyncContextManager[Direct]:
+        """Give what `Prepared` statements go by, each its own transaction.
 
         For what everybody waits for: Core took three times the driver's CPU (docs/decisions/0021-the-driver-itself.md).
         """
-        if self._pooled:
-            async with self.autocommit() as connection:
-                yield connection
-            return
-        async with self._connected(self._autocommit) as held:
-            try:
-                yield held.driver
-            except Exception as exc:
-                # By Core SQLAlchemy sees to this.
-                if held.driver.is_closed() or sqlstate(exc) == _READ_ONLY:
-                    self._lost = max(self._lost, held.era + 1)  # after a failover the others are no better
-                    await held.connection.invalidate()
-                elif isinstance(exc, asyncpg.InternalClientError):
-                    await held.connection.invalidate()
-                raise
+        return self.autocommit() if self._pooled else self._driven()
+
+    def direct_transaction(self) -> AbstractAsyncContextManager[Direct]:
+        """Give what `Prepared` statements go by in one transaction, which ends as in `transaction`."""
+        return self.transaction() if self._pooled else self._driven_transaction()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -239,6 +257,41 @@ class Database:
         """Close what is at hand."""
         await self._let_go_of_all()
         await self.engine.dispose()
+
+    @asynccontextmanager
+    async def _driven(self) -> AsyncIterator[Driver]:
+        async with self._connected(self._autocommit) as held:
+            try:
+                yield held.driver
+            except Exception as exc:
+                # By Core SQLAlchemy sees to this.
+                if held.driver.is_closed() or sqlstate(exc) == _READ_ONLY:
+                    self._lost = max(self._lost, held.era + 1)  # after a failover the others are no better
+                    await held.connection.invalidate()
+                elif isinstance(exc, asyncpg.InternalClientError):
+                    await held.connection.invalidate()
+                raise
+
+    @asynccontextmanager
+    async def _driven_transaction(self) -> AsyncIterator[Driver]:
+        async with self._driven() as driver:
+            try:
+                await driver.execute("BEGIN")
+                try:
+                    yield driver
+                except Exception:
+                    with suppress(*UNAVAILABLE):
+                        await driver.execute("ROLLBACK")
+                    raise
+                try:
+                    outcome = await driver.execute("COMMIT")
+                except UNAVAILABLE as exc:
+                    raise CommitInDoubt(type(exc).__name__) from exc
+                if outcome != "COMMIT":
+                    raise CommitInDoubt(outcome)  # a statement had failed, and whoever sent it went on
+            finally:
+                if not driver.is_closed() and driver.is_in_transaction():
+                    driver.terminate()  # SQLAlchemy, which knows of none, would let somebody else go on in it
 
     @asynccontextmanager
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[_Held]:
@@ -275,7 +328,7 @@ class Database:
             if self._open > self._most and others:
                 await self._let_go(others.pop(0))
             connection = await engine.connect()
-            driver = (await connection.get_raw_connection()).driver_connection
+            driver: Any = (await connection.get_raw_connection()).driver_connection
         except BaseException:
             self._open -= 1
             raise

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from app.bell import of_feed
-from app.database import Database
+from app.database import Database, Prepared
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.herald import CHANNEL
 from app.models import IS_OPEN, OUT_OF_SERVICE, Row, clients, deliveries, events, payments
@@ -40,13 +40,13 @@ _IS_BEHIND = and_(
 _KEYS = select(deliveries.c.refid, deliveries.c.seq)
 _IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
 """Of a payment's events the earlier first, and rows locked in one order."""
-_SOON = (
+_SOON = Prepared(
     _KEYS.add_columns(func.extract("epoch", deliveries.c.next_at - func.now()).label("due_in"))
     .outerjoin(_earlier, _IS_BEHIND)
     .where(deliveries.c.client == bindparam("client"), _earlier.c.refid.is_(None))
     .where(deliveries.c.next_at <= func.now() + bindparam("ahead", type_=Interval))
     .order_by(deliveries.c.next_at, deliveries.c.refid)
-    .limit(bindparam("most"))
+    .limit(bindparam("most", type_=Integer))
 )
 _THESE = (
     func.unnest(bindparam("refids", type_=ARRAY(Text)), bindparam("seqs", type_=ARRAY(Integer)))
@@ -54,13 +54,13 @@ _THESE = (
     .render_derived("these")
 )
 _IN_THESE = (deliveries.c.refid == _THESE.c.refid) & (deliveries.c.seq == _THESE.c.seq)
-_CLAIM = (
+_CLAIM = Prepared(
     update(deliveries)
     .where(_IN_THESE, deliveries.c.next_at <= func.now())
     .values(next_at=func.now() + bindparam("lease", type_=Interval), attempts=deliveries.c.attempts + 1)
     .returning(deliveries.c.refid, deliveries.c.seq, deliveries.c.attempts)
 )
-_TOLD = (
+_TOLD = Prepared(
     select(*TOLD)
     .join(payments, payments.c.refid == events.c.refid)
     .join(_THESE, (_THESE.c.refid == events.c.refid) & (_THESE.c.seq == events.c.seq))
@@ -86,16 +86,15 @@ async def claim(
 
     Returns them, and in how many seconds to look again: when another one is due, or `ahead` where none is by then.
     """
-    async with database.autocommit() as connection:
-        asked = {"client": client, "most": most, "ahead": timedelta(seconds=ahead)}
-        soon = (await connection.execute(_SOON, asked)).all()
+    async with database.direct() as by:
+        soon = await _SOON.fetch(by, client=client, most=most, ahead=timedelta(seconds=ahead))
         due = [row for row in soon if row.due_in <= 0]
         rest = float(soon[len(due)].due_in) if len(due) < len(soon) else ahead
         if not due:
             return [], rest
-        claimed = (await connection.execute(_CLAIM, _these(due) | {"lease": lease})).all()
+        claimed = await _CLAIM.fetch(by, **_these(due), lease=lease)
         attempts = {(row.refid, row.seq): row.attempts for row in claimed}
-        told = (await connection.execute(_TOLD, _these(claimed))).all()
+        told = await _TOLD.fetch(by, **_these(claimed))
     return [Claim(row, attempts[row.refid, row.event_seq]) for row in told], rest
 
 

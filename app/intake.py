@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import Text, bindparam, func, insert, select, update
+from sqlalchemy import Text, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import metrics
 from app.bell import Bell, of_payment
-from app.database import Database
+from app.database import Database, Direct, Prepared
 from app.domain import (
     EVIDENCE,
     FINAL,
@@ -37,10 +36,11 @@ from app.domain import (
     transition,
 )
 from app.jitter import jitter
-from app.models import Row, bodies, events, payments, state
+from app.models import Row, bodies, payments
 from app.months import month_of
 from app.raw import Raw
 from app.settings import is_loopback
+from app.timeline import WORDS, note
 
 log = structlog.get_logger()
 
@@ -57,24 +57,39 @@ _WORDS_OF_THE_PAYMENT = frozenset(
 )
 
 
-# Made once: making a statement costs more than running it.
 _NOW = func.now().label("now")
-_LOCKED = select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update()
-_CHANGE = update(payments).where(payments.c.refid == bindparam("of")).returning(payments, _NOW)
-_NOTE = insert(events)
-_LOCK_NUMBER = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("number", type_=Text), 0)))
-_OTHERS = (
+_LOCKED = Prepared(select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update())
+# All that can change is written, so that one statement does: what did not has the value that was read under the lock.
+_CHANGEABLE = (
+    *("status", "failure_code", "failure_detail", "failure_retcode", "review_reasons", "last_seq"),
+    *("tid", "checkout_url", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode"),
+    *("updated_at", "final_at", "doubt_from", "checked_at", "leased_until", "pruned_at"),
+    *("next_check_at", "check_step", "wake_step", "recheck"),
+)
+_CHANGE = Prepared(
+    update(payments)
+    .where(payments.c.refid == bindparam("of"))
+    .values({name: bindparam(name) for name in _CHANGEABLE})
+    .returning(payments, _NOW)
+)
+_LOCK_NUMBER = Prepared(
+    select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("number", type_=Text), 0)).label("locked"))
+)
+_OTHERS = Prepared(
     select(payments.c.refid)
     .where(payments.c.momtransactionid == bindparam("number"), payments.c.refid != bindparam("of"))
     .limit(10)
 )
-_PAID_TOO = (
+_PAID_TOO = Prepared(
     select(payments.c.refid)
-    .where(payments.c.client == bindparam("by"), payments.c.orderid == bindparam("order"))
+    .where(payments.c.client == bindparam("ours"), payments.c.orderid == bindparam("order"))
     .where(payments.c.refid != bindparam("of"), payments.c.status == Status.SUCCEEDED)
     .limit(1)
 )
-_KEEP = upsert(bodies).on_conflict_do_nothing().returning(bodies.c.refid)
+_KEPT = ("refid", "month", "digest", "source", "body", "content_type", "http_status", "remote")
+_KEEP = Prepared(
+    upsert(bodies).values({name: bindparam(name) for name in _KEPT}).on_conflict_do_nothing().returning(bodies.c.refid)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +147,17 @@ class Intake:
         Under the row's lock; idempotent, since `transition` is. What changed is in the timeline as `payment.*`, what
         changed nothing as `evidence`, and the same words from the same source stand there once.
         """
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(_LOCKED, {"of": refid})).one_or_none()
+        async with self._database.direct_transaction() as by:
+            row = await _LOCKED.first(by, of=refid)
             if row is None:
                 return None
-            fresh = raw is not None and await _keep(connection, row, raw)
+            fresh = raw is not None and await _keep(by, row, raw)
             work = _Work(row, self.policy)
             if evidence is not None:
-                await work.apply(connection, evidence, fresh=fresh)
+                await work.apply(by, evidence, fresh=fresh)
             if row.now >= row.expires_at and work.payment.status in OPEN:
-                await work.apply(connection, Evidence(Source.CLOCK, Says.TIME_UP), fresh=False)
-            after = await work.write(connection)
+                await work.apply(by, Evidence(Source.CLOCK, Says.TIME_UP), fresh=False)
+            after = await work.write(by)
         self._tell(row, after, work)
         for other in work.shares_with:
             await self._flag_shared(other)
@@ -150,11 +165,11 @@ class Intake:
 
     async def _flag_shared(self, refid: str) -> None:
         evidence = Evidence(Source.CHECKSTATUS, Says.NOTHING)
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(_LOCKED, {"of": refid})).one()
+        async with self._database.direct_transaction() as by:
+            [row] = await _LOCKED.fetch(by, of=refid)
             work = _Work(row, self.policy)
             work.review(evidence, frozenset({Review.MOMTRANSACTIONID_SHARED}))
-            after = await work.write(connection)
+            after = await work.write(by)
         self._tell(row, after, work)
 
     def _tell(self, before: Row, after: Row, work: "_Work") -> None:
@@ -170,19 +185,20 @@ class Intake:
             self._bell.announce(of_payment(after.refid))
 
 
-async def _keep(connection: AsyncConnection, row: Row, raw: Raw) -> bool:
+async def _keep(by: Direct, row: Row, raw: Raw) -> bool:
     """Store a raw body; False where the same source had said the same before."""
-    values = {
-        "refid": row.refid,
-        "month": month_of(row.created_at),
-        "digest": raw.digest,
-        "source": raw.source,
-        "body": raw.body,
-        "content_type": raw.content_type,
-        "http_status": raw.http_status,
-        "remote": raw.remote,
-    }
-    return (await connection.execute(_KEEP, values)).one_or_none() is not None
+    kept = await _KEEP.first(
+        by,
+        refid=row.refid,
+        month=month_of(row.created_at),
+        digest=raw.digest,
+        source=raw.source,
+        body=raw.body,
+        content_type=raw.content_type,
+        http_status=raw.http_status,
+        remote=raw.remote,
+    )
+    return kept is not None
 
 
 class _Work:
@@ -197,17 +213,17 @@ class _Work:
         self.new_reviews: frozenset[Review] = frozenset()
         self.shares_with: Sequence[str] = ()
 
-    async def apply(self, connection: AsyncConnection, evidence: Evidence, *, fresh: bool) -> None:
+    async def apply(self, by: Direct, evidence: Evidence, *, fresh: bool) -> None:
         """Decide on one piece of evidence and note what it changes; a `fresh` one is noted even if that is nothing."""
         if is_overtaken(self.payment, evidence):
             evidence = replace(evidence, says=Says.NOTHING)
         decision = transition(self.payment, evidence, self._policy.rules)
         reviews = decision.reviews
         if decision.momtransactionid != self.payment.momtransactionid and decision.momtransactionid:
-            self.shares_with = await _others_with(connection, decision.momtransactionid, self._row.refid)
+            self.shares_with = await _others_with(by, decision.momtransactionid, self._row.refid)
             reviews |= {Review.MOMTRANSACTIONID_SHARED} if self.shares_with else set()
         changed = decision.status != self.payment.status
-        if changed and decision.status is Status.SUCCEEDED and await _order_is_paid(connection, self._row):
+        if changed and decision.status is Status.SUCCEEDED and await _order_is_paid(by, self._row):
             reviews |= {Review.ORDER_PAID_TWICE}
         if changed:
             final_at = self._row.now if decision.status in FINAL else None
@@ -299,25 +315,22 @@ class _Work:
         early = due is not None and asked is not None and asked < due
         return early and "status" not in self.values and self.payment.status in OPEN | {Status.EXPIRED}
 
-    async def write(self, connection: AsyncConnection) -> Row:
+    async def write(self, by: Direct) -> Row:
         """Write the row and its new timeline entries."""
         if not self.values:
             return self._row
-        last_seq = self._row.last_seq + len(self.entries)
-        values = self.values | (
-            {"last_seq": last_seq, "updated_at": self._row.now, "pruned_at": None} if self.entries else {}
-        )
-        row = (await connection.execute(_CHANGE, {"of": self._row.refid, **values})).one()
+        values = {name: getattr(self._row, name) for name in _CHANGEABLE} | self.values
         if self.entries:
-            told = state(row)
-            entries = [entry | {"state": None if entry["type"] == EVIDENCE else told} for entry in self.entries]
-            await connection.execute(_NOTE, entries)
+            last_seq = self._row.last_seq + len(self.entries)
+            values |= {"last_seq": last_seq, "updated_at": self._row.now, "pruned_at": None}
+        [row] = await _CHANGE.fetch(by, of=self._row.refid, **values)
+        for entry in self.entries:
+            await note(by, entry, None if entry["type"] == EVIDENCE else row)
         return row
 
     def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:
-        words = ("tid", "momtransactionid", "payaccount", "statusid", "statusdesc", "retcode")
         self.entries.append(
-            {name: getattr(evidence, name) for name in words}
+            {name: getattr(evidence, name) for name in WORDS}
             | {
                 "refid": self._row.refid,
                 "seq": self._row.last_seq + len(self.entries) + 1,
@@ -332,15 +345,14 @@ class _Work:
         self.payment = replace(self.payment, **changes)
 
 
-async def _order_is_paid(connection: AsyncConnection, row: Row) -> bool:
+async def _order_is_paid(by: Direct, row: Row) -> bool:
     """Whether another payment of the same client's order has succeeded."""
     if row.orderid is None:
         return False
-    order = {"by": row.client, "order": row.orderid, "of": row.refid}
-    return (await connection.execute(_PAID_TOO, order)).one_or_none() is not None
+    return await _PAID_TOO.first(by, ours=row.client, order=row.orderid, of=row.refid) is not None
 
 
-async def _others_with(connection: AsyncConnection, momtransactionid: str, refid: str) -> Sequence[str]:
+async def _others_with(by: Direct, momtransactionid: str, refid: str) -> Sequence[str]:
     """Return the other payments that carry `momtransactionid`; of two that ask at once, the later sees the first."""
-    await connection.execute(_LOCK_NUMBER, {"number": momtransactionid})
-    return (await connection.execute(_OTHERS, {"number": momtransactionid, "of": refid})).scalars().all()
+    await _LOCK_NUMBER.fetch(by, number=momtransactionid)
+    return [other.refid for other in await _OTHERS.fetch(by, number=momtransactionid, of=refid)]

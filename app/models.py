@@ -146,7 +146,7 @@ events = Table(
     _text("statusdesc", null=True),
     _text("retcode", null=True),
     _text("detail", null=True),
-    Column("state", JSONB(none_as_null=True), nullable=True),  # the payment as it was then: what `state` returns
+    Column("state", JSONB(none_as_null=True), nullable=True),  # the payment as it was then: app.timeline
     # Whose feed it stands in, and where: `app.publish` writes both, after the commit.
     _text("client", null=True),
     Column("position", BigInteger, nullable=True),
@@ -289,16 +289,3 @@ Row = Any
 def mapping(row: Row) -> Mapping[str, Any]:
     """Return `row` by column name."""
     return cast("Mapping[str, Any]", row._asdict())
-
-
-_STATE = (
-    *("status", "tid", "checkout_url", "momtransactionid", "payaccount", "statusid", "statusdesc"),
-    *("failure_code", "failure_detail", "failure_retcode", "review_reasons"),
-    *("updated_at", "final_at", "checked_at"),
-)
-
-
-def state(row: Row) -> dict[str, Any]:
-    """Return what can change of a row of `payments`, as JSON holds it: an event keeps it, whatever comes later."""
-    values = {name: getattr(row, name) for name in _STATE}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}

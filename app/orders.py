@@ -16,15 +16,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Interval, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, cast, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import ANSWER_SECONDS, CommitInDoubt, Database
+from app.database import ANSWER_SECONDS, CommitInDoubt, Database, Direct, Prepared
 from app.domain import OPEN, Source, Status
 from app.jitter import jitter
 from app.kpay.request import SavedCard
-from app.models import Row, claims, events, payments, state
+from app.models import Row, claims, payments
+from app.timeline import note
 
 log = structlog.get_logger()
 
@@ -110,12 +111,12 @@ def _after(name: str) -> ColumnElement[datetime]:
     return func.now() + bindparam(name, type_=Interval)
 
 
-# Made once: making a statement costs more than running it.
 _GIVEN = (*_RECORDED, "client", "fingerprint", "attempt", "gateway", "status", "last_seq")
-_INSERT = (
+_INSERT = Prepared(
     upsert(payments)
     .values(
         {name: bindparam(name) for name in _GIVEN}
+        | {"metadata": cast(bindparam("metadata", type_=Text), JSONB)}
         | {"created_at": func.now(), "updated_at": func.now()}
         | {"doubt_from": _after("call"), "expires_at": _after("life"), "next_check_at": _after("first")}
     )
@@ -123,17 +124,27 @@ _INSERT = (
     .returning(payments)
 )
 
-_NOTE = insert(events)
-
 # Locked, as all that is repeated to a caller: a commit then waits for a standby that the first one may not have had.
-_THERE = select(payments).where(payments.c.refid == bindparam("of")).with_for_update()
-_LANDED = _THERE.where(payments.c.attempt == bindparam("by"))
-_CLAIM = upsert(claims).on_conflict_do_nothing()
-_HOLDER = (
-    select(claims.c.refid)
-    .where(claims.c.client == bindparam("client"), claims.c.kind == bindparam("kind"))
-    .where(claims.c.value == bindparam("value"))
-    .with_for_update()
+_ROW = select(payments).where(payments.c.refid == bindparam("of")).with_for_update()
+_THERE = Prepared(_ROW)
+_LANDED = Prepared(_ROW.where(payments.c.attempt == bindparam("attempt")))
+_NAME = and_(
+    claims.c.client == bindparam("ours"), claims.c.kind == bindparam("of_kind"), claims.c.value == bindparam("name")
+)
+_CLAIM = Prepared(
+    upsert(claims)
+    .values(client=bindparam("ours"), kind=bindparam("of_kind"), value=bindparam("name"), refid=bindparam("claimant"))
+    .on_conflict_do_nothing()
+)
+_HOLDER = Prepared(select(claims.c.refid).where(_NAME).with_for_update())
+_TAKE_OVER = Prepared(update(claims).where(_NAME).values(refid=bindparam("claimant")))
+_TAKEN = (Status.SUCCEEDED, *sorted(OPEN))
+_HAS_ORDER = Prepared(
+    select(payments.c.refid, payments.c.status)
+    .where(payments.c.client == bindparam("ours"), payments.c.orderid == bindparam("name"))
+    .where(payments.c.refid != bindparam("claimant"), payments.c.status.in_([literal(each) for each in _TAKEN]))
+    .order_by((payments.c.status == Status.SUCCEEDED).desc())
+    .limit(1)
 )
 
 
@@ -169,8 +180,8 @@ async def record(
         try:
             return await _record(database, order, idempotency_key, mine)
         except CommitInDoubt:
-            async with database.transaction() as connection:
-                row = (await connection.execute(_LANDED, {"of": refid, "by": mine.attempt})).one_or_none()
+            async with database.direct_transaction() as by:
+                row = await _LANDED.first(by, of=refid, attempt=mine.attempt)
             if row is None:
                 raise
             log.warning("COMMIT failed and had landed", refid=refid)
@@ -181,25 +192,26 @@ async def _record(
     database: Database, order: NewPayment, idempotency_key: str | None, mine: "_Attempt"
 ) -> tuple[Row, bool]:
     refid, client = mine.refid, mine.client
-    async with database.transaction() as connection:
+    async with database.direct_transaction() as by:
         if idempotency_key is not None:
-            holder = await _claim(connection, client, IDEMPOTENCY_KEY, idempotency_key, refid)
+            holder = await _claim(by, client, IDEMPOTENCY_KEY, idempotency_key, refid)
             if order.refid is not None and holder != refid:
                 raise Conflict("idempotency_key_reused", "this Idempotency-Key was used for another refid", holder)
             refid = holder
-        row = await _insert(connection, refid, order, mine)
+        row = await _insert(by, refid, order, mine)
         if row is None:
-            return await _existing(connection, refid, order, client, by_key=order.refid is None), False
+            return await _existing(by, refid, order, client, by_key=order.refid is None), False
         if mine.objection is not None:
             raise mine.objection
         if order.orderid is not None:
-            await _claim_order(connection, client, order.orderid, refid)
+            await _claim_order(by, client, order.orderid, refid)
     return row, True
 
 
-async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mine: "_Attempt") -> Row | None:
+async def _insert(by: Direct, refid: str, order: NewPayment, mine: "_Attempt") -> Row | None:
     terms = mine.terms
     values = order.recorded() | {
+        "metadata": json.dumps(order.metadata),
         "refid": refid,
         "client": mine.client,
         "fingerprint": order.fingerprint(),
@@ -211,16 +223,15 @@ async def _insert(connection: AsyncConnection, refid: str, order: NewPayment, mi
         "life": timedelta(seconds=terms.expire_after),
         "first": timedelta(seconds=min(terms.first_check * jitter(), terms.expire_after)),
     }
-    row = (await connection.execute(_INSERT, values)).one_or_none()
+    row = await _INSERT.first(by, **values)
     if row is not None:
         created = {"refid": refid, "seq": 1, "type": "payment.created"}
-        told = {"source": Source.CALLER, "status": Status.CREATED, "state": state(row)}
-        await connection.execute(_NOTE, created | told)
+        await note(by, created | {"source": Source.CALLER, "status": Status.CREATED}, row)
     return row
 
 
-async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, client: str, *, by_key: bool) -> Row:
-    row = (await connection.execute(_THERE, {"of": refid})).one()
+async def _existing(by: Direct, refid: str, order: NewPayment, client: str, *, by_key: bool) -> Row:
+    [row] = await _THERE.fetch(by, of=refid)
     if row.client != client:
         raise Conflict("refid_used", "this refid is taken")
     if row.fingerprint != order.fingerprint():
@@ -230,26 +241,23 @@ async def _existing(connection: AsyncConnection, refid: str, order: NewPayment, 
     return row
 
 
-async def _claim(connection: AsyncConnection, client: str, kind: str, value: str, refid: str) -> str:
+async def _claim(by: Direct, client: str, kind: str, value: str, refid: str) -> str:
     """Claim a name for `refid` and return who holds it: `refid`, or the one that was first. Waits for one under way."""
-    name = {"client": client, "kind": kind, "value": value}
-    await connection.execute(_CLAIM, name | {"refid": refid})
-    return str((await connection.execute(_HOLDER, name)).scalar_one())
+    name = {"ours": client, "of_kind": kind, "name": value}
+    await _CLAIM.fetch(by, **name, claimant=refid)
+    [holder] = await _HOLDER.fetch(by, **name)
+    return str(holder.refid)
 
 
-async def _claim_order(connection: AsyncConnection, client: str, orderid: str, refid: str) -> None:
+async def _claim_order(by: Direct, client: str, orderid: str, refid: str) -> None:
     """Make `refid` the order's payment, unless another one is open or paid; whoever comes at once waits in line."""
-    holder = await _claim(connection, client, ORDER, orderid, refid)
+    holder = await _claim(by, client, ORDER, orderid, refid)
     if holder == refid:
         return
-    mine = (payments.c.client == client) & (payments.c.orderid == orderid) & (payments.c.refid != refid)
-    taken = payments.c.status.in_((Status.SUCCEEDED, *sorted(OPEN)))
-    paid_first = (payments.c.status == Status.SUCCEEDED).desc()
-    query = select(payments.c.refid, payments.c.status).where(mine, taken).order_by(paid_first).limit(1)
-    other = (await connection.execute(query)).one_or_none()
+    mine = {"ours": client, "name": orderid, "claimant": refid}
+    other = await _HAS_ORDER.first(by, **mine)
     if other is not None and other.status == Status.SUCCEEDED:
         raise Conflict("order_paid", "this order has been paid", other.refid)
     if other is not None:
         raise Conflict("order_open", "this order has a payment under way", other.refid)
-    claim = (claims.c.client == client) & (claims.c.kind == ORDER) & (claims.c.value == orderid)
-    await connection.execute(update(claims).where(claim).values(refid=refid))
+    await _TAKE_OVER.fetch(by, **mine, of_kind=ORDER)

@@ -27,10 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.bell import OUTBOX, Bell, of_feed
-from app.database import UNAVAILABLE, Database
+from app.database import UNAVAILABLE, Database, Direct, Prepared
 from app.domain import EVIDENCE
 from app.models import IS_OPEN, Row, clients, deliveries, events, feed, payments
 
@@ -46,11 +45,13 @@ _BATCH = 500
 
 _IN_OUTBOX = events.c.position.is_(None) & (events.c.type != EVIDENCE)
 # Whoever dies while it holds the lock must not hold up everybody until the network notices.
-_LET_GO = func.set_config("idle_in_transaction_session_timeout", "5s", true())
-_LAST = select(feed.c.last, feed.c.since, _LET_GO).where(feed.c.id == 1).with_for_update()
-_CHANGED = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at).limit(_BATCH)
-_NEWS = _CHANGED.where(events.c.created_at >= bindparam("since"))
-_FRESH = (
+_LET_GO = func.set_config("idle_in_transaction_session_timeout", "5s", true()).label("let_go")
+_LAST = Prepared(select(feed.c.last, feed.c.since, _LET_GO).where(feed.c.id == 1).with_for_update())
+_OLDEST = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at)
+_ANY = Prepared(_OLDEST.limit(1))
+_CHANGED = Prepared(_OLDEST.limit(_BATCH))
+_NEWS = Prepared(_OLDEST.where(events.c.created_at >= bindparam("since")).limit(_BATCH))
+_FRESH = Prepared(
     select(events.c.refid, events.c.seq, events.c.created_at, events.c.type, payments.c.client)
     .join(payments, payments.c.refid == events.c.refid)
     .where(events.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _IN_OUTBOX)
@@ -66,7 +67,7 @@ _GIVEN = (
     .table_valued(column("refid", Text), column("seq", Integer), column("client", Text), column("position", BigInteger))
     .render_derived("given")
 )
-_NUMBER = (
+_NUMBER = Prepared(
     update(events)
     .where(events.c.refid == _GIVEN.c.refid, events.c.seq == _GIVEN.c.seq)
     .values(position=_GIVEN.c.position, client=_GIVEN.c.client)
@@ -79,25 +80,27 @@ _HELD_UP = (
     .group_by(deliveries.c.refid)
     .subquery("held_up")
 )
-_DELIVER = insert(deliveries).from_select(
-    ["refid", "seq", "client", "next_at"],
-    select(_GIVEN.c.refid, _GIVEN.c.seq, _GIVEN.c.client, func.coalesce(_HELD_UP.c.until, func.now()))
-    .join(clients, clients.c.name == _GIVEN.c.client)
-    .join(events, (events.c.refid == _GIVEN.c.refid) & (events.c.seq == _GIVEN.c.seq))
-    .outerjoin(_HELD_UP, _HELD_UP.c.refid == _GIVEN.c.refid)
-    .where(
-        events.c.type == any_(cast(sorted(NOTIFIED), ARRAY(Text))),
-        events.c.created_at >= clients.c.webhook_since,
-        clients.c.webhook_url.is_not(None),
-        clients.c.revoked_at.is_(None),
-    ),
+_DELIVER = Prepared(
+    insert(deliveries).from_select(
+        ["refid", "seq", "client", "next_at"],
+        select(_GIVEN.c.refid, _GIVEN.c.seq, _GIVEN.c.client, func.coalesce(_HELD_UP.c.until, func.now()))
+        .join(clients, clients.c.name == _GIVEN.c.client)
+        .join(events, (events.c.refid == _GIVEN.c.refid) & (events.c.seq == _GIVEN.c.seq))
+        .outerjoin(_HELD_UP, _HELD_UP.c.refid == _GIVEN.c.refid)
+        .where(
+            events.c.type == any_(cast(sorted(NOTIFIED), ARRAY(Text))),
+            events.c.created_at >= clients.c.webhook_since,
+            clients.c.webhook_url.is_not(None),
+            clients.c.revoked_at.is_(None),
+        ),
+    )
 )
-_BEGIN = (
+_BEGIN = Prepared(
     upsert(feed)
     .from_select(["id", "last"], select(literal(1), func.coalesce(func.max(events.c.position), 0)))
     .on_conflict_do_nothing()
 )
-_MOVE_ON = update(feed).where(feed.c.id == 1).values(last=bindparam("upto"))
+_MOVE_ON = Prepared(update(feed).where(feed.c.id == 1).values(last=bindparam("upto")))
 
 
 class Publisher:
@@ -122,12 +125,12 @@ class Publisher:
 
     async def publish(self) -> int:
         """Publish one batch, ring for the clients concerned and return how many events it was."""
-        async with self._database.autocommit() as connection:
-            if not (await connection.execute(_CHANGED.limit(1))).all():
+        async with self._database.direct() as by:
+            if await _ANY.first(by) is None:
                 return 0
-        async with self._database.transaction() as connection:
-            last, since = await _place(connection)
-            fresh = await _fresh(connection, since)
+        async with self._database.direct_transaction() as by:
+            last, since = await _place(by)
+            fresh = await _fresh(by, since)
             if fresh:
                 given = {
                     "refids": [event.refid for event in fresh],
@@ -135,35 +138,34 @@ class Publisher:
                     "clients": [event.client for event in fresh],
                     "positions": list(range(last + 1, last + 1 + len(fresh))),
                 }
-                await connection.execute(_NUMBER, given)
-                await connection.execute(_DELIVER, given)
-                await connection.execute(_MOVE_ON, {"upto": last + len(fresh)})
+                await _NUMBER.fetch(by, **given)
+                await _DELIVER.fetch(by, **given)
+                await _MOVE_ON.fetch(by, upto=last + len(fresh))
         for client in {event.client for event in fresh}:
             self._bell.announce(of_feed(client))
         return len(fresh)
 
 
-async def _place(connection: AsyncConnection) -> tuple[int, datetime]:
+async def _place(by: Direct) -> tuple[int, datetime]:
     """Lock the feed and return the last position given out, and since when there is a feed.
 
     Its row may be missing (data restored without it): it is made again from the positions that there are.
     """
-    row = (await connection.execute(_LAST)).one_or_none()
+    row = await _LAST.first(by)
     if row is None:
-        await connection.execute(_BEGIN)
-        row = (await connection.execute(_LAST)).one()
+        await _BEGIN.fetch(by)
+        [row] = await _LAST.fetch(by)
     return row.last, row.since
 
 
-async def _fresh(connection: AsyncConnection, since: datetime) -> Sequence[Row]:
+async def _fresh(by: Direct, since: datetime) -> Sequence[Row]:
     """Return what has no position yet, in the order of the commits and, for one payment, of its own numbers.
 
     Whole payments, so that no event is numbered before an earlier one of its payment. History from before there was a
     feed comes when there are no news: it must not hold them up.
     """
-    refids = sorted(set((await connection.execute(_NEWS, {"since": since})).scalars()))
-    refids = refids or sorted(set((await connection.execute(_CHANGED)).scalars()))
-    fresh = (await connection.execute(_FRESH, {"refids": refids})).all()
+    changed = await _NEWS.fetch(by, since=since) or await _CHANGED.fetch(by)
+    fresh = await _FRESH.fetch(by, refids=sorted({event.refid for event in changed}))
     latest: dict[str, datetime] = {}
 
     def when(event: Row) -> tuple[datetime, str, int]:

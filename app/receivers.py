@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database
+from app.database import Database, Direct, Prepared
 from app.models import OUT_OF_SERVICE, client_events, clients
 
 
@@ -63,7 +63,7 @@ async def out_of_service(database: Database) -> Sequence[str]:
 
 # The URL too: what an old one answers late says nothing of the one that took its place.
 _OF = and_(clients.c.name == bindparam("client"), clients.c.webhook_url == bindparam("url"))
-_WELL = (
+_WELL = Prepared(
     update(clients)
     .where(clients.c.name == any_(bindparam("clients", type_=ARRAY(Text))))
     .where(clients.c.webhook_failing_since.is_not(None))
@@ -94,9 +94,9 @@ _GIVE_UP = (
 )
 
 
-async def note_well(connection: AsyncConnection, clients: Sequence[str]) -> None:
+async def note_well(by: Direct, clients: Sequence[str]) -> None:
     """Note that the receivers of `clients` take notifications (again)."""
-    await connection.execute(_WELL, {"clients": clients})
+    await _WELL.fetch(by, clients=clients)
 
 
 async def note_failure(connection: AsyncConnection, receiver: Receiver, *, pause: timedelta | None) -> None:

@@ -17,7 +17,6 @@ import structlog
 from cachetools import TTLCache
 from sqlalchemy import (
     Boolean,
-    Executable,
     Integer,
     Interval,
     Text,
@@ -25,17 +24,17 @@ from sqlalchemy import (
     any_,
     bindparam,
     func,
+    literal,
     or_,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.bell import DUE, Bell
 from app.breaker import Breaker
-from app.database import ANSWER_SECONDS, UNAVAILABLE, Database
+from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, Direct, Prepared
 from app.domain import OPEN, Evidence, Says, Source, Status
 from app.intake import Intake
 from app.kpay import meaning
@@ -57,8 +56,9 @@ _NOT_YET_SEEN = timedelta(seconds=ANSWER_SECONDS)
 _LEASE_MARGIN = 10.0
 _REST = 2.0
 _LONG_OVER = text("interval '7 days'")
+_IS_OPEN = payments.c.status.in_([literal(status) for status in sorted(OPEN)])
 _MAY_CHANGE = or_(
-    payments.c.status.in_(OPEN),
+    _IS_OPEN,
     # One that failed and is to be looked at once more has its time for that: asked early, K-Pay may not know it yet.
     and_(
         or_(payments.c.status == Status.EXPIRED, payments.c.next_check_at.is_(None)),
@@ -68,13 +68,12 @@ _MAY_CHANGE = or_(
 )
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 
-# Made once: making a statement costs more than running it.
 _DUE = and_(
     payments.c.next_check_at.between(bindparam("since"), func.now()),
     payments.c.gateway == bindparam("ours"),
     _IS_FREE,
 )
-_CANDIDATES = (
+_CANDIDATES = Prepared(
     select(payments.c.refid, payments.c.next_check_at, func.now().label("now"))
     .where(_DUE)
     .order_by(payments.c.next_check_at)
@@ -83,25 +82,28 @@ _CANDIDATES = (
 _LEASE = (
     update(payments)
     .values(leased_until=func.now() + bindparam("lease", type_=Interval))
-    .returning(payments.c.refid, func.now())
+    .returning(payments.c.refid, func.now().label("now"))
 )
-_LEASE_DUE = _LEASE.where(payments.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _DUE)
-_LEASE_STALE = _LEASE.where(
-    payments.c.refid == bindparam("of"),
-    _MAY_CHANGE,
-    _IS_FREE,
-    or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - bindparam("spacing", type_=Interval)),
+_LEASE_DUE = Prepared(_LEASE.where(payments.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _DUE))
+_LEASE_STALE = Prepared(
+    _LEASE.where(
+        payments.c.refid == bindparam("of"),
+        _MAY_CHANGE,
+        _IS_FREE,
+        or_(payments.c.checked_at.is_(None), payments.c.checked_at < func.now() - bindparam("spacing", type_=Interval)),
+    )
 )
-_TIME_IS_UP = (
+_TIME_IS_UP = Prepared(
     select(payments.c.refid)
     .where(
         payments.c.next_check_at <= func.now(),
         payments.c.expires_at <= func.now(),
         or_(payments.c.gateway != bindparam("ours"), bindparam("own", type_=Boolean)),
-        payments.c.status.in_(OPEN),
+        _IS_OPEN,
     )
     .limit(100)
 )
+_CLOCK = Prepared(select(func.now().label("now")))
 _NO_LINE = nullcontext()
 
 
@@ -193,8 +195,8 @@ class Reconciler:
     async def _look(self, refid: str, spacing: timedelta) -> None:
         claims: Sequence[Claim] = ()
         try:
-            async with self._database.autocommit() as connection:
-                claims = await self._take_leases(connection, _LEASE_STALE, {"of": refid, "spacing": spacing})
+            async with self._database.direct() as by:
+                claims = await self._take_leases(by, _LEASE_STALE, {"of": refid, "spacing": spacing})
             for claim in claims:
                 await self._check_claimed(claim)
         finally:
@@ -225,9 +227,9 @@ class Reconciler:
             await asyncio.wait([before])
         self._asking[refid] = mine = self._following.pop(refid)
         try:
-            async with self._database.autocommit() as connection:
-                now = (await connection.execute(select(func.now()))).scalar_one()
-            return await self._check(refid, now)
+            async with self._database.direct() as by:
+                [clock] = await _CLOCK.fetch(by)
+            return await self._check(refid, clock.now)
         finally:
             if self._asking[refid] is mine:
                 del self._asking[refid]
@@ -258,27 +260,24 @@ class Reconciler:
         if time.monotonic() >= self._look_at_all_at:
             self._look_at_all_at, self._due_since = time.monotonic() + _LOOK_AT_ALL_EVERY, _EVER
         due = {"since": self._due_since, "ours": self._gateway}
-        async with self._database.autocommit() as connection:
-            found = (await connection.execute(_CANDIDATES, due | {"most": most})).all()
+        async with self._database.direct() as by:
+            found = await _CANDIDATES.fetch(by, **due, most=most)
             if not found:
                 return []
             self._due_since = min(found[0].next_check_at, found[0].now - _NOT_YET_SEEN)
             refids = sorted(row.refid for row in found)
-            return await self._take_leases(connection, _LEASE_DUE, due | {"refids": refids})
+            return await self._take_leases(by, _LEASE_DUE, due | {"refids": refids})
 
-    async def _take_leases(
-        self, connection: AsyncConnection, statement: Executable, wanted: Mapping[str, Any]
-    ) -> Sequence[Claim]:
-        leased = await connection.execute(statement, {**wanted, "lease": self._lease_time})
-        return [Claim(refid, now) for refid, now in leased]
+    async def _take_leases(self, by: Direct, statement: Prepared, wanted: Mapping[str, Any]) -> Sequence[Claim]:
+        leased = await statement.fetch(by, **wanted, lease=self._lease_time)
+        return [Claim(row.refid, row.now) for row in leased]
 
     async def _let_expire(self, *, own: bool) -> None:
         """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`."""
-        async with self._database.autocommit() as connection:
-            overdue = await connection.execute(_TIME_IS_UP, {"ours": self._gateway, "own": own})
-            refids = overdue.scalars().all()
-        for refid in refids:
-            await self._intake.take_in(refid, None)
+        async with self._database.direct() as by:
+            overdue = await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
+        for row in overdue:
+            await self._intake.take_in(row.refid, None)
 
     async def _check_claimed(self, claim: Claim, line: AbstractAsyncContextManager[object] = _NO_LINE) -> None:
         claimed, is_probe = time.monotonic(), self.breaker.is_open

@@ -13,7 +13,7 @@ from sqlalchemy import Integer, Interval, SmallInteger, Text, and_, bindparam, c
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from app import receivers
-from app.database import UNAVAILABLE, Database
+from app.database import UNAVAILABLE, Database, Prepared
 from app.deliveries import Claim
 from app.models import IS_OPEN, deliveries
 from app.receivers import Receiver
@@ -32,7 +32,7 @@ _AT = func.now() + bindparam("delay", type_=Interval)
 _SAID: dict[str, Any] = {"http_status": bindparam("said"), "error": bindparam("why")}
 _PARKED = update(deliveries).where(_MINE).values(next_at=null(), parked_at=func.now(), **_SAID)
 _AGAIN = update(deliveries).where(_MINE).values(next_at=_AT, **_SAID)
-_MOVE_FOLLOWERS = update(deliveries).where(_FOLLOWERS).values(next_at=_AT)
+_MOVE_FOLLOWERS = Prepared(update(deliveries).where(_FOLLOWERS).values(next_at=_AT))
 _ENDED = (
     func.unnest(
         bindparam("of_refids", type_=ARRAY(Text)),
@@ -45,7 +45,7 @@ _ENDED = (
     )
     .render_derived("ended")
 )
-_RECEIVED = (
+_RECEIVED = Prepared(
     update(deliveries)
     .where(deliveries.c.refid == _ENDED.c.refid, deliveries.c.seq == _ENDED.c.seq)
     .where(deliveries.c.attempts == _ENDED.c.attempt, deliveries.c.delivered_at.is_(None))
@@ -97,13 +97,13 @@ class Settler:
             "of_attempts": [claim.attempt for claim, _ in batch],
             "of_said": [said for _, said in batch],
         }
-        async with self._database.transaction() as connection:
-            await connection.execute(_RECEIVED, columns)
+        async with self._database.direct_transaction() as by:
+            await _RECEIVED.fetch(by, **columns)
             for claim, _ in batch:
                 if claim.attempt > 1:  # the events behind it were held up with it
                     key = {"of": claim.event.refid, "number": claim.event.event_seq}
-                    await connection.execute(_MOVE_FOLLOWERS, key | {"delay": timedelta(0)})
-            await receivers.note_well(connection, sorted({claim.event.client for claim, _ in batch}))
+                    await _MOVE_FOLLOWERS.fetch(by, **key, delay=timedelta(0))
+            await receivers.note_well(by, sorted({claim.event.client for claim, _ in batch}))
 
     async def failed(
         self,
@@ -127,7 +127,7 @@ class Settler:
         async with self._database.transaction() as connection:
             done = await connection.execute(_AGAIN if later else _PARKED, mine | later)
             if done.rowcount:
-                await connection.execute(_MOVE_FOLLOWERS, key | (later or {"delay": timedelta(0)}))
+                await _MOVE_FOLLOWERS.fetch(connection, **key, **(later or {"delay": timedelta(0)}))
             await receivers.note_failure(
                 connection, receiver, pause=None if pause is None else timedelta(seconds=pause)
             )

@@ -23,7 +23,8 @@ from app.clients import Clients
 from app.database import async_url, open_database
 from app.dev.laptop import free_port
 from app.herald import CHANNEL
-from app.models import payments, state
+from app.models import payments
+from app.timeline import state
 from bench import wrk
 from bench.figures import BenchError, Sample, Section, ratios, spread, two, whole
 from bench.kernel import tree_cpu

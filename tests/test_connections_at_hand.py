@@ -3,15 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Text, bindparam, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import UNAVAILABLE, Database, Prepared, open_database
+from app.database import UNAVAILABLE, CommitInDoubt, Database, Prepared, open_database
 from tests.given import Postgres, through, upstream
 from tests.proxy import Fault, Proxy, running_proxy
 from tests.support import query
@@ -50,6 +50,7 @@ async def one(database: Database) -> int:
 
 
 _PID = Prepared(text("SELECT pg_backend_pid() AS pid"))
+_NONSENSE = Prepared(text("SELECT 1 / 0 AS nonsense"))
 
 
 async def one_directly(database: Database) -> int:
@@ -64,15 +65,25 @@ async def in_transaction(database: Database) -> int:
         return await pid_of(connection)
 
 
-def test_both_ways_together_open_no_more_than_there_may_be(new_database: Callable[[], str]) -> None:
-    """Whatever one way has at hand, the other one gets its connections, and no more are opened than may be."""
+async def directly_in_transaction(database: Database) -> int:
+    """Use a connection of the driver's for a transaction; return whose it was."""
+    async with database.direct_transaction() as by:
+        [row] = await _PID.fetch(by)
+    return int(row.pid)
+
+
+WAYS = (one, one_directly, in_transaction, directly_in_transaction)
+
+
+def test_all_ways_together_open_no_more_than_there_may_be(new_database: Callable[[], str]) -> None:
+    """Whatever one way has at hand, the others get their connections, and no more are opened than may be."""
     url = new_database()
 
     async def play(database: Database) -> None:
-        for way in (one, in_transaction, one, in_transaction):
+        for way in WAYS + WAYS:
             pids = await asyncio.gather(*(way(database) for _ in range(CONNECTIONS * 3)))
             assert 1 <= len(set(pids)) <= CONNECTIONS
-        await asyncio.gather(*(way(database) for _ in range(CONNECTIONS * 5) for way in (one, in_transaction)))
+        await asyncio.gather(*(way(database) for _ in range(CONNECTIONS * 5) for way in WAYS))
         async with AsyncExitStack() as held:
             kinds = (database.autocommit, database.transaction, database.autocommit)
             connections = [await held.enter_async_context(kind()) for kind in kinds]
@@ -98,11 +109,16 @@ def test_one_at_a_time_comes_by_the_same_connection(new_database: Callable[[], s
             async with database.transaction() as connection:
                 await connection.execute(text("SELECT 1 / 0"))
         assert pids == {await in_transaction(database)}
+        pids = {await directly_in_transaction(database), await one_directly(database)}
+        with pytest.raises(UNAVAILABLE, match="division by zero"):
+            async with database.direct_transaction() as by:
+                await _NONSENSE.fetch(by)
+        assert pids == {await directly_in_transaction(database)}
 
     played(new_database(), play)
 
 
-@pytest.mark.parametrize("way", [one, in_transaction])
+@pytest.mark.parametrize("way", WAYS)
 def test_what_ended_while_it_was_at_hand_is_nobodys(
     new_database: Callable[[], str], way: Callable[[Database], Coroutine[Any, Any, int]]
 ) -> None:
@@ -157,7 +173,13 @@ async def write_directly(database: Database) -> None:
         await WRITE_DIRECTLY.fetch(connection)
 
 
-@pytest.mark.parametrize("way", [write, write_directly])
+async def write_directly_in_transaction(database: Database) -> None:
+    """Write by the driver in a transaction."""
+    async with database.direct_transaction() as by:
+        await WRITE_DIRECTLY.fetch(by)
+
+
+@pytest.mark.parametrize("way", [write, write_directly, write_directly_in_transaction])
 def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
     new_database: Callable[[], str], way: Callable[[Database], Coroutine[Any, Any, None]]
 ) -> None:
@@ -177,7 +199,7 @@ def test_fault_39_of_those_to_a_server_that_takes_no_writes_none_stays_at_hand(
     played(url, play)
 
 
-@pytest.mark.parametrize("way", [one, one_directly])
+@pytest.mark.parametrize("way", WAYS)
 def test_fault_39_after_one_connection_is_lost_none_of_the_others_is_used(
     new_database: Callable[[], str], postgres: Postgres, way: Callable[[Database], Coroutine[Any, Any, int]]
 ) -> None:
@@ -243,17 +265,122 @@ def test_light_traffic_uses_all_that_are_open(new_database: Callable[[], str]) -
     played(new_database(), play)
 
 
-def test_a_block_that_is_left_for_good_takes_its_transaction_along(new_database: Callable[[], str]) -> None:
+async def left_by_core(database: Database) -> None:
+    """Begin to write, and leave the block for good."""
+    block = database.transaction()
+    connection = await block.__aenter__()
+    await connection.execute(WRITE)
+    await block.__aexit__(GeneratorExit, GeneratorExit(), None)
+
+
+async def left_directly(database: Database) -> None:
+    """Do the same by the driver."""
+    block = database.direct_transaction()
+    await WRITE_DIRECTLY.fetch(await block.__aenter__())
+    await block.__aexit__(GeneratorExit, GeneratorExit(), None)
+
+
+async def cancelled_directly(database: Database) -> None:
+    """Begin to write, and be cancelled."""
+    written = asyncio.Event()
+
+    async def write_and_wait() -> None:
+        async with database.direct_transaction() as by:
+            await WRITE_DIRECTLY.fetch(by)
+            written.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write_and_wait())
+    await written.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def write_and_fail(database: Database) -> None:
+    """Write, and fail for a reason that has nothing to do with the database."""
+    async with database.direct_transaction() as by:
+        await WRITE_DIRECTLY.fetch(by)
+        raise ZeroDivisionError
+
+
+async def failed_directly(database: Database) -> None:
+    """Do that, and see it fail."""
+    with pytest.raises(ZeroDivisionError):
+        await write_and_fail(database)
+
+
+@pytest.mark.parametrize("left", [left_by_core, left_directly, cancelled_directly, failed_directly])
+def test_a_block_that_is_left_takes_its_transaction_along(
+    new_database: Callable[[], str], left: Callable[[Database], Coroutine[Any, Any, None]]
+) -> None:
     """What was begun and never ended is not ended by whoever comes next."""
     url = new_database()
     query(url, "CREATE TABLE written (at timestamptz)")
 
     async def play(database: Database) -> None:
-        block = database.transaction()
-        connection = await block.__aenter__()
-        await connection.execute(text("INSERT INTO written SELECT now()"))
-        await block.__aexit__(GeneratorExit, GeneratorExit(), None)
-        await in_transaction(database)
+        await left(database)
+        for way in WAYS:
+            await way(database)
 
     played(url, play)
     assert query(url, "SELECT count(*) AS n FROM written")[0]["n"] == 0
+    assert query(url, _OURS)[0]["n"] == 0
+
+
+def test_fault_35_a_commit_that_fails_is_in_doubt(new_database: Callable[[], str]) -> None:
+    """Whatever ends a COMMIT is told apart from what ends a statement, by the driver, too; and nothing stays open."""
+    url = new_database()
+    query(url, "CREATE TABLE written (at timestamptz UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    async def write_twice(database: Database) -> None:
+        async with database.direct_transaction() as by:
+            await WRITE_DIRECTLY.fetch(by)
+            await WRITE_DIRECTLY.fetch(by)
+
+    async def play(database: Database) -> None:
+        with pytest.raises(CommitInDoubt, match="UniqueViolationError"):
+            await write_twice(database)
+        await write_directly_in_transaction(database)
+
+    played(url, play)
+    assert query(url, "SELECT count(*) AS n FROM written")[0]["n"] == 1
+
+
+def test_fault_35_a_commit_that_rolls_back_is_no_commit(new_database: Callable[[], str]) -> None:
+    """PostgreSQL takes COMMIT for ROLLBACK where a statement has failed, and says so: nobody is told of a success."""
+    url = new_database()
+    query(url, "CREATE TABLE written (at timestamptz)")
+
+    async def go_on_after_an_error(database: Database) -> None:
+        async with database.direct_transaction() as by:
+            await WRITE_DIRECTLY.fetch(by)
+            with suppress(*UNAVAILABLE):
+                await _NONSENSE.fetch(by)
+
+    async def play(database: Database) -> None:
+        with pytest.raises(CommitInDoubt, match="ROLLBACK"):
+            await go_on_after_an_error(database)
+        await write_directly_in_transaction(database)
+
+    played(url, play)
+    assert query(url, "SELECT count(*) AS n FROM written")[0]["n"] == 1
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_statement_is_given_its_own_parameters_and_no_others(
+    new_database: Callable[[], str], *, pooled: bool
+) -> None:
+    """One too few and one too many are mistakes, by the driver and by Core, which would write such a column."""
+    url = new_database()
+    statement = Prepared(select(bindparam("value", type_=Text).label("value")))
+
+    async def run() -> None:
+        async with open_database(url, pool=1, pooled=pooled) as database, database.direct() as by:
+            for wrong in ({}, {"other": "a"}, {"value": "a", "other": "b"}):
+                with pytest.raises(TypeError, match="not the statement's parameters"):
+                    await statement.fetch(by, **wrong)
+            [row] = await statement.fetch(by, value="a")
+            assert row.value == "a"
+
+    asyncio.run(run())

@@ -91,7 +91,7 @@ class Trap:
                 if name == "PostgreSQL" and chunk[:1] in _PREPARING:
                     return
                 step = f"asks {name}" if direction == "request" else f"{name} tells"
-                if b"COMMIT;" in chunk:
+                if direction == "request" and b"COMMIT" in chunk:
                     step += COMMIT
                 if self.steps and self.steps[-1].removesuffix(COMMIT) == step.removesuffix(COMMIT):
                     return  # the rest of the same message
