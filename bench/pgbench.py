@@ -45,7 +45,8 @@ def _postback() -> str:
 class PgBench:
     """Runs one script again and again."""
 
-    def __init__(self, folder: Path, store: Store, of: Payments, script: str) -> None:
+    def __init__(self, folder: Path, store: Store, of: Payments, script: str, *, protocol: str = "prepared") -> None:
+        self._protocol = protocol
         self._path = folder / f"{id(self)}.sql"
         self._path.write_text(script)
         self._store = store
@@ -63,7 +64,7 @@ class PgBench:
         }
         server = self._store.server
         name = self._of.url.partition("@/")[2].partition("?")[0]
-        command = [str(binaries() / "pgbench"), "-n", "-M", "prepared", "-c", str(connections), "-j", "1"]
+        command = [str(binaries() / "pgbench"), "-n", "-M", self._protocol, "-c", str(connections), "-j", "1"]
         command += ["-T", str(max(1, round(seconds))), "-f", str(self._path), "-h", str(server.socket.parent)]
         command += [f"-D{key}={value}" for key, value in numbers.items()]
         before = self._store.cpu()
@@ -83,6 +84,6 @@ def postbacks(folder: Path, store: Store, of: Payments) -> PgBench:
     return PgBench(folder, store, of, _postback())
 
 
-def reads(folder: Path, store: Store, of: Payments) -> PgBench:
-    """Return what reads a payment by its refid."""
-    return PgBench(folder, store, of, _READ)
+def reads(folder: Path, store: Store, of: Payments, *, protocol: str = "prepared") -> PgBench:
+    """Return what reads a payment by its refid; "simple" is the protocol of `pgbench -S` as it comes."""
+    return PgBench(folder, store, of, _READ, protocol=protocol)

@@ -14,7 +14,8 @@ from bench.servers import Contender, Fresh, Loaded, Server, as_service, interlea
 from bench.store import Payments, Store, refid_of
 from bench.wrk import spoken
 
-KPAYD, PGBENCH, TUTORIAL = "kpayd, one process", "pgbench, the same row", "the tutorial FastAPI handler"
+KPAYD, TWO, TUTORIAL = "kpayd, one process", "kpayd, two processes", "the tutorial FastAPI handler"
+PGBENCH, SIMPLE = "pgbench, the same row", "pgbench, the same, not prepared"
 BARE = "uvicorn alone, a fixed answer"
 CONNECTIONS = (8, 32)
 MOST = 15_000
@@ -52,7 +53,10 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
         f"A payment read by its refid, {of.rows:,} payments in the table",
         rate_head("pgbench"),
         notes=[
-            "pgbench selects the same columns of a payment drawn in the same way, prepared, in one thread.",
+            (
+                "pgbench selects the same columns of a payment drawn in the same way, in one thread: prepared, and as "
+                "`pgbench -S` comes, by the simple protocol, where PostgreSQL parses and plans each anew."
+            ),
             (
                 "kpayd looks up the caller's key (remembered for five seconds) and answers with the whole payment; the "
                 "tutorial's handler asks for no key: `session.get` and a response model of 19 members."
@@ -63,9 +67,12 @@ def measure(folder: Path, store: Store, of: Payments, *, seconds: float, rounds:
     with ExitStack() as stack:
         server, service = stack.enter_context(as_service(folder, of.url))
         wanted = Fresh(Reads("/v1/payments/", of.rows, service.key))
+        two, _ = stack.enter_context(as_service(folder, of.url, "--workers", "2"))
         contenders: dict[str, Contender] = {
             KPAYD: Loaded(folder, store, server, wanted, MOST),
+            TWO: Loaded(folder, store, two, wanted, MOST),
             PGBENCH: pgbench.reads(folder, store, of),
+            SIMPLE: pgbench.reads(folder, store, of, protocol="simple"),
             BARE: Loaded(folder, store, stack.enter_context(_bare(folder)), wanted, 4 * MOST),
         }
         try:

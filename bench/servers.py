@@ -155,11 +155,11 @@ def served(folder: Path, url: str, *arguments: str, gateway: str = "http://127.0
 
 
 @contextmanager
-def as_service(folder: Path, url: str) -> Iterator[tuple[Server, Service]]:
-    """Run `kpayd serve --no-worker` with an API client."""
+def as_service(folder: Path, url: str, *arguments: str) -> Iterator[tuple[Server, Service]]:
+    """Run `kpayd serve --no-worker` with an API client; give it more arguments where there are any."""
     port = free_port()
     env = settings(url, "http://127.0.0.1:9/", port, {})
-    with kpayd(folder, env, "serve", "--no-worker", "--port", str(port)) as process:
+    with kpayd(folder, env, "serve", "--no-worker", "--port", str(port), *arguments) as process:
         answers(process, f"http://127.0.0.1:{port}/readyz")
         service = Service(process, f"http://127.0.0.1:{port}", url, env)
         with service.http:
