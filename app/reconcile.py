@@ -152,10 +152,18 @@ class Reconciler:
     async def run(self, stopping: asyncio.Event) -> None:
         """Check whatever is due, `concurrency` questions at once, until `stopping`; then finish what is under way.
 
-        As many again are claimed ahead or being written down, so that no question waits for either.
+        As many again are claimed ahead or being written down, so that no question waits for either. And some at a
+        time: a claim for each one that ends would cost as much as a tenth of its check.
         """
         under_way: set[asyncio.Task[None]] = set()
-        most = 2 * self._concurrency
+        most, some = 2 * self._concurrency, max(1, self._concurrency // 4)
+        has_room = asyncio.Event()
+
+        def end(task: asyncio.Task[None]) -> None:
+            under_way.discard(task)
+            if len(under_way) <= most - some:
+                has_room.set()
+
         with self._bell.listen(DUE) as due:
             while not stopping.is_set():
                 wanted = most - len(under_way)
@@ -163,11 +171,12 @@ class Reconciler:
                 for claim in claims:
                     task = asyncio.create_task(self._check_claimed(claim, self._line))
                     under_way.add(task)
-                    task.add_done_callback(under_way.discard)
-                if len(under_way) >= most:
-                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                elif len(claims) < wanted:
+                    task.add_done_callback(end)
+                if len(claims) < wanted:
                     await due.within(LOOK_EVERY)
+                elif len(under_way) > most - some:  # some may have ended during the claim
+                    has_room.clear()
+                    await has_room.wait()
         if under_way:
             await asyncio.wait(under_way)
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -203,6 +204,41 @@ def test_a_check_that_a_postback_asked_for_meanwhile_is_due_at_once(url: str) ->
             assert [each.refid for each in await claimant._claim(100)] == [asked]
 
     asyncio.run(run())
+
+
+def test_fault_44_checks_that_end_while_others_are_claimed_make_room_all_the_same(url: str) -> None:
+    """A claim waits for a lock, whatever was asked ends meanwhile, and what it brings hangs: all others are asked."""
+    rows: list[str] = []
+
+    async def run() -> set[str]:
+        async def behave(writer: asyncio.StreamWriter) -> None:
+            if server.requests[-1].json["refid"] == rows[4]:
+                await asyncio.sleep(10)
+            await says({"statusid": "03"})(writer)
+
+        async with (
+            databases(url, 1) as (pool,),
+            serving(behave) as server,
+            kpay.connect(server.endpoint(timeout=4)) as gateway,
+        ):
+            for number in range(20):
+                rows.append((await record(pool, ORDER, "shop", None, TERMS))[0].refid)
+                due = "UPDATE payments SET next_check_at = now() - $2 * interval '1 second' WHERE refid = $1"
+                await asyncio.to_thread(query, url, due, rows[-1], 60 - number)
+            other = await asyncpg.connect(url)
+            stopping = asyncio.Event()
+            async with other.transaction():
+                await other.execute("SELECT FROM payments WHERE refid = $1 FOR UPDATE", rows[4])
+                running = asyncio.create_task(reconciler(pool, gateway, concurrency=2).run(stopping))
+                await asyncio.sleep(1)
+            await other.close()
+            await asyncio.sleep(2)
+            asked = {str(request.json["refid"]) for request in server.requests}
+            stopping.set()
+            await running
+            return asked
+
+    assert asyncio.run(run()) == set(rows)
 
 
 def test_fault_44_a_claim_that_stood_in_line_too_long_is_given_up(url: str) -> None:
