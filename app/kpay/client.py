@@ -1,22 +1,25 @@
 """The client: asks K-Pay for money and for news, and brings back what it said.
 
-One call is one POST with Basic authorization and one total deadline: httpx's own time-outs are per read, and an
-answer that dribbles in never meets them. No redirect is followed, TLS is verified, no proxy is taken from the
-environment. A body is read up to 64 KiB.
+One call is one POST with Basic authorization and one total deadline: a time-out for each read is never met by an
+answer that dribbles in. TLS is verified and a body is read up to 64 KiB. Nothing here follows a redirect, keeps a
+cookie or asks the environment for a proxy: it is httpcore's pool without httpx's client above it, which took as much
+CPU again (docs/decisions/0025-k-pay-without-a-client.md).
 """
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
+import httpcore2
 import httpx2
 import stamina
 
-from app import metrics
+from app import __version__, metrics
 from app.kpay import discreet
 from app.kpay.errors import GatewayError, InDoubt, NotSent
 from app.kpay.wire import Message, read
@@ -26,16 +29,13 @@ CONNECT_ATTEMPTS = 3
 MOST_PAYMENTS = 256
 """Payment requests at once, each with a connection of its own: whoever starts more would wait for nothing."""
 
-_PLACES = 4
-"""Connections of one httpx client: for each call it looks at all it has, which at 16 was a tenth of a check."""
-
 _SHARES = 3
 _CONNECT_SHARE = 0.25
 _MAX_CONNECT_SECONDS = 5.0
 # Shorter than any server's own idle limit that we know of: a request sent into a connection that is just being
 # closed is in doubt for no good reason.
 _IDLE_SECONDS = 2.0
-_NOTHING_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+_NOTHING_SENT = (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout, httpcore2.UnsupportedProtocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,15 @@ class Endpoint:
 class KPay:
     """K-Pay's API. Make it by `connect`, which closes its connections."""
 
-    def __init__(self, places: list[httpx2.AsyncClient], endpoint: Endpoint, checks: int) -> None:
+    def __init__(self, places: list[httpcore2.AsyncConnectionPool], endpoint: Endpoint, checks: int) -> None:
         self._places = places
         self._endpoint = endpoint
+        url = httpx2.URL(endpoint.url)
+        self._url = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        self._headers = _headers(endpoint, url.netloc)
+        # One for each read or write would cost more than the deadline of the whole.
+        connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
+        self._extensions = {"timeout": {"connect": connect_seconds}}
         # In line, so that however much is asked, payments have their connections.
         self._asking = asyncio.Semaphore(_SHARES * checks)
         self._asking_of_cards = asyncio.Semaphore(checks)
@@ -139,58 +145,86 @@ class KPay:
         return answer
 
     @contextmanager
-    def _place(self) -> Iterator[httpx2.AsyncClient]:
+    def _place(self) -> Iterator[httpcore2.AsyncConnectionPool]:
         """Take the place that was left last: its connection is the likeliest to be open still."""
         if not self._places:
             raise NotSent("every connection to K-Pay is taken")
-        client = self._places.pop()
+        pool = self._places.pop()
         try:
-            yield client
+            yield pool
         finally:
-            self._places.append(client)
+            self._places.append(pool)
 
     async def _post(self, request: Mapping[str, Any]) -> Answer:
-        with self._place() as client:
-            return await self._sent(client, request)
+        content = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        headers = [*self._headers, (b"Content-Length", b"%d" % len(content))]
+        with self._place() as pool:
+            response = await pool.handle_async_request(
+                httpcore2.Request("POST", self._url, headers=headers, content=content, extensions=self._extensions)
+            )
+            try:
+                body = await _read_up_to_limit(response)
+            finally:
+                await response.aclose()
+        told = {name.lower(): value for name, value in reversed(response.headers)}
+        if b"content-encoding" in told:
+            body = _decoded(response, body)
+        content_type = told.get(b"content-type", b"").decode("latin-1")
+        return Answer(response.status, content_type[:200], body, read(body, content_type))
 
-    async def _sent(self, client: httpx2.AsyncClient, request: Mapping[str, Any]) -> Answer:
-        async with client.stream("POST", self._endpoint.url, json=request) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) >= MAX_BODY:
-                    break
-        content_type = response.headers.get("content-type", "")
-        kept = bytes(body[:MAX_BODY])
-        return Answer(response.status_code, content_type[:200], kept, read(kept, content_type))
+
+def _headers(endpoint: Endpoint, host: bytes) -> list[tuple[bytes, bytes]]:
+    credentials = base64.b64encode(f"{endpoint.username}:{endpoint.password}".encode())
+    headers = {
+        b"Host": host,
+        b"Accept": b"*/*",
+        b"Accept-Encoding": b"identity",
+        b"User-Agent": f"kpayd/{__version__}".encode(),
+        b"Authorization": b"Basic " + credentials,
+        b"Content-Type": b"application/json",
+    }
+    if endpoint.key:
+        headers[b"Kpay-Key"] = endpoint.key.encode()
+    return list(headers.items())
+
+
+async def _read_up_to_limit(response: httpcore2.Response) -> bytes:
+    body = bytearray()
+    async with aclosing(response.aiter_stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) >= MAX_BODY:
+                break
+    return bytes(body[:MAX_BODY])
+
+
+def _decoded(response: httpcore2.Response, body: bytes) -> bytes:
+    """Return what a server meant that encodes its answers although it was asked not to."""
+    stream, decoded = httpx2.ByteStream(body), bytearray()
+    for chunk in httpx2.Response(response.status, headers=response.headers, stream=stream).iter_bytes():
+        decoded += chunk
+        if len(decoded) >= MAX_BODY:
+            break
+    return bytes(decoded[:MAX_BODY])
 
 
 @asynccontextmanager
 async def connect(endpoint: Endpoint, *, checks: int = 16, payments: int = MOST_PAYMENTS) -> AsyncIterator[KPay]:
     """Yield a client of `endpoint` with connections for so many payments at once, and four times so many `checks`.
 
-    It keeps no cookies. The schedule, payers who come back and whoever asks by hand have a share of `checks` each, and
-    so have questions about saved cards: none of them keeps the others waiting.
+    The schedule, payers who come back and whoever asks by hand have a share of `checks` each, and so have questions
+    about saved cards: none of them keeps the others waiting.
     """
-    connect_seconds = min(_MAX_CONNECT_SECONDS, endpoint.timeout * _CONNECT_SHARE)
     trusted = httpx2.create_ssl_context(trust_env=False)
-    places: list[httpx2.AsyncClient] = []
-    wanted = _SHARES * checks + checks + payments
     async with AsyncExitStack() as stack:
-        while len(places) < wanted:
-            client = httpx2.AsyncClient(
-                auth=(endpoint.username, endpoint.password),
-                headers={"Accept-Encoding": "identity", **({"Kpay-Key": endpoint.key} if endpoint.key else {})},
-                timeout=httpx2.Timeout(endpoint.timeout, connect=connect_seconds),
-                limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_SECONDS),
-                verify=trusted,
-                # A cookie would tie payments that have nothing to do with each other to one session at K-Pay.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-                follow_redirects=False,
-                trust_env=False,
+        # A pool for each connection: for each call a pool looks at all that it has.
+        places = [
+            await stack.enter_async_context(
+                httpcore2.AsyncConnectionPool(trusted, max_connections=None, keepalive_expiry=_IDLE_SECONDS)
             )
-            places += [await stack.enter_async_context(client)] * _PLACES
-        yield KPay(places[:wanted], endpoint, checks)
+            for _ in range(_SHARES * checks + checks + payments)
+        ]
+        yield KPay(places, endpoint, checks)
 
 
 __all__ = ["Answer", "Endpoint", "GatewayError", "InDoubt", "KPay", "NotSent", "connect"]

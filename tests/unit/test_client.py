@@ -1,10 +1,15 @@
 """The client of K-Pay against real sockets: what it sends, what it takes for an answer, and what stays in doubt."""
 
 import base64
+import gzip
+import json
 import ssl
 import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
 
-import httpx2
+import httpcore2
 import pytest
 
 from app.kpay.client import MAX_BODY, Endpoint, InDoubt, KPay, connect
@@ -162,15 +167,45 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 async def test_whatever_breaks_a_call_leaves_it_in_doubt() -> None:
     """An error that the HTTP library does not know as its own (a TLS record that is none) is doubt, and no crash."""
 
-    def broken(_: httpx2.Request) -> httpx2.Response:
-        raise ssl.SSLError("record layer failure")
+    class Broken(httpcore2.AsyncNetworkBackend):
+        async def connect_tcp(self, *_: object, **__: object) -> httpcore2.AsyncNetworkStream:
+            raise ssl.SSLError("record layer failure")
 
-    async with httpx2.AsyncClient(transport=httpx2.MockTransport(broken)) as client:
-        kpay = KPay([client], Endpoint("https://pay.example.rw/", "user", "password"), 1)
+    async with httpcore2.AsyncConnectionPool(network_backend=Broken()) as pool:
+        kpay = KPay([pool], Endpoint("https://pay.example.rw/", "user", "password"), 1)
         with pytest.raises(InDoubt):
             await kpay.pay({"refid": "R1"})
         with pytest.raises(InDoubt):
             await kpay.checkstatus("R1")
+
+
+BOMB = gzip.compress(b'{"retcode":0}'.ljust(1 << 26))
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)],
+    ids=["gzip", "deflate", "identity"],
+)
+async def test_an_answer_that_was_encoded_all_the_same_is_read(coding: str, encode: Callable[[bytes], bytes]) -> None:
+    """No encoding is asked for; where a server, or a proxy before it, sends one, the words count and are kept."""
+    words = json.dumps(PENDING).encode()
+    behave = says(encode(words), "200 OK", f"Content-Encoding: {coding}")
+    async with serving(behave) as server, connect(server.endpoint()) as kpay:
+        answer = await kpay.pay(ORDER)
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+    assert (answer.body, answer.message and answer.message.tid) == (words, "A1")
+
+
+async def test_a_bomb_is_not_inflated() -> None:
+    """Of what was encoded, too, 64 KiB are read."""
+    async with serving(says(BOMB, "200 OK", "Content-Encoding: gzip")) as server, connect(server.endpoint()) as kpay:
+        tracemalloc.start()
+        answer = await kpay.pay(ORDER)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert answer.body == b'{"retcode":0}'.ljust(MAX_BODY)
+    assert most < 8 * 2**20
 
 
 async def test_no_cookie_is_kept() -> None:
