@@ -30,12 +30,12 @@ from app.bell import of_feed
 from app.database import Database, Prepared
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.herald import CHANNEL
-from app.models import IS_OPEN, OUT_OF_SERVICE, Row, clients, deliveries, events, payments
+from app.models import IS_OPEN, NEVER, OUT_OF_SERVICE, Row, clients, deliveries, events, or_never, payments
 
 MOST_AT_ONCE = 1_000
 _earlier = deliveries.alias("earlier")
 _IS_BEHIND = and_(
-    _earlier.c.refid == deliveries.c.refid, _earlier.c.seq < deliveries.c.seq, _earlier.c.next_at.is_not(None)
+    _earlier.c.refid == deliveries.c.refid, _earlier.c.seq < deliveries.c.seq, or_never(_earlier.c.next_at) < NEVER
 )
 _KEYS = select(deliveries.c.refid, deliveries.c.seq)
 _IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
@@ -56,7 +56,7 @@ _THESE = (
 _IN_THESE = (deliveries.c.refid == _THESE.c.refid) & (deliveries.c.seq == _THESE.c.seq)
 _CLAIM = Prepared(
     update(deliveries)
-    .where(_IN_THESE, deliveries.c.next_at <= func.now())
+    .where(_IN_THESE, or_never(deliveries.c.next_at) <= func.now())
     .values(next_at=func.now() + bindparam("lease", type_=Interval), attempts=deliveries.c.attempts + 1)
     .returning(deliveries.c.refid, deliveries.c.seq, deliveries.c.attempts)
 )
@@ -115,7 +115,8 @@ async def park_all(database: Database, client: str, why: str) -> None:
         async with database.transaction() as connection:
             rows = (await connection.execute(some.limit(MOST_AT_ONCE))).all()
             parked = update(deliveries).values(next_at=null(), parked_at=func.now(), error=why)
-            await connection.execute(parked.where(_IN_THESE, IS_OPEN, deliveries.c.client.in_(out)), _these(rows))
+            still = or_never(deliveries.c.next_at) < NEVER
+            await connection.execute(parked.where(_IN_THESE, still, deliveries.c.client.in_(out)), _these(rows))
         if len(rows) < MOST_AT_ONCE:
             return
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Date,
     DateTime,
     Identity,
@@ -281,6 +282,18 @@ client_events = Table(
     PrimaryKeyConstraint("client", "id"),
 )
 """What was done to a client, and by its receiver: made, rotated, revoked, notifications turned on or disabled."""
+
+NEVER = text("'infinity'")
+
+
+def or_never(moment: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """Return a time, or `NEVER` where it is null: for rows that are named by their keys already.
+
+    So asked, PostgreSQL cannot take the index of what waits. Where its statistics are older than a backlog it does that
+    otherwise, and looks at all that waits to find each of a few.
+    """
+    return func.coalesce(moment, NEVER)
+
 
 Row = Any
 """A row as Core or the driver gives it, a named tuple: attributes by column name, typed where it becomes an object."""

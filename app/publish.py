@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     true,
     update,
@@ -31,7 +32,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from app.bell import OUTBOX, Bell, of_feed
 from app.database import UNAVAILABLE, Database, Direct, Prepared
 from app.domain import EVIDENCE
-from app.models import IS_OPEN, Row, clients, deliveries, events, feed, payments
+from app.models import NEVER, Row, clients, deliveries, events, feed, or_never, payments
 
 log = structlog.get_logger()
 
@@ -43,7 +44,8 @@ LOOK_EVERY = 1.0
 
 _BATCH = 500
 
-_IN_OUTBOX = events.c.position.is_(None) & (events.c.type != EVIDENCE)
+# Not a parameter: a plan for all values would not know that this is what the outbox's index has.
+_IN_OUTBOX = events.c.position.is_(None) & (events.c.type != literal_column(f"'{EVIDENCE}'"))
 # Whoever dies while it holds the lock must not hold up everybody until the network notices.
 _LET_GO = func.set_config("idle_in_transaction_session_timeout", "5s", true()).label("let_go")
 _LAST = Prepared(select(feed.c.last, feed.c.since, _LET_GO).where(feed.c.id == 1).with_for_update())
@@ -54,7 +56,8 @@ _NEWS = Prepared(_OLDEST.where(events.c.created_at >= bindparam("since")).limit(
 _FRESH = Prepared(
     select(events.c.refid, events.c.seq, events.c.created_at, events.c.type, payments.c.client)
     .join(payments, payments.c.refid == events.c.refid)
-    .where(events.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _IN_OUTBOX)
+    .where(events.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), events.c.type != EVIDENCE)
+    .where(func.coalesce(events.c.position, 0) == 0)  # not by the outbox's index: see `or_never`
     .order_by(events.c.refid, events.c.seq)
 )
 _GIVEN = (
@@ -76,7 +79,7 @@ _NUMBER = Prepared(
 _HELD_UP = (
     select(deliveries.c.refid, func.max(deliveries.c.next_at).label("until"))
     .where(deliveries.c.refid == any_(bindparam("refids", type_=ARRAY(Text))))
-    .where(IS_OPEN, deliveries.c.error.is_not(None))
+    .where(or_never(deliveries.c.next_at) < NEVER, deliveries.c.error.is_not(None))
     .group_by(deliveries.c.refid)
     .subquery("held_up")
 )

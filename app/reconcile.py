@@ -40,7 +40,7 @@ from app.intake import Intake
 from app.kpay import meaning
 from app.kpay.client import GatewayError, KPay
 from app.kpay.unseen import Unseen
-from app.models import Row, payments
+from app.models import Row, or_never, payments
 from app.raw import Raw
 
 log = structlog.get_logger()
@@ -68,14 +68,10 @@ _MAY_CHANGE = or_(
 )
 _IS_FREE = or_(payments.c.leased_until.is_(None), payments.c.leased_until < func.now())
 
-_DUE = and_(
-    payments.c.next_check_at.between(bindparam("since"), func.now()),
-    payments.c.gateway == bindparam("ours"),
-    _IS_FREE,
-)
+_IS_OURS = payments.c.gateway == bindparam("ours")
 _CANDIDATES = Prepared(
     select(payments.c.refid, payments.c.next_check_at, func.now().label("now"))
-    .where(_DUE)
+    .where(payments.c.next_check_at.between(bindparam("since"), func.now()), _IS_OURS, _IS_FREE)
     .order_by(payments.c.next_check_at)
     .limit(bindparam("most", type_=Integer))
 )
@@ -84,7 +80,14 @@ _LEASE = (
     .values(leased_until=func.now() + bindparam("lease", type_=Interval))
     .returning(payments.c.refid, func.now().label("now"))
 )
-_LEASE_DUE = Prepared(_LEASE.where(payments.c.refid == any_(bindparam("refids", type_=ARRAY(Text))), _DUE))
+_LEASE_DUE = Prepared(
+    _LEASE.where(
+        payments.c.refid == any_(bindparam("refids", type_=ARRAY(Text))),
+        or_never(payments.c.next_check_at) <= func.now(),
+        _IS_OURS,
+        _IS_FREE,
+    )
+)
 _LEASE_STALE = Prepared(
     _LEASE.where(
         payments.c.refid == bindparam("of"),
@@ -268,14 +271,13 @@ class Reconciler:
         """
         if time.monotonic() >= self._look_at_all_at:
             self._look_at_all_at, self._due_since = time.monotonic() + _LOOK_AT_ALL_EVERY, _EVER
-        due = {"since": self._due_since, "ours": self._gateway}
         async with self._database.direct() as by:
-            found = await _CANDIDATES.fetch(by, **due, most=most)
+            found = await _CANDIDATES.fetch(by, since=self._due_since, ours=self._gateway, most=most)
             if not found:
                 return []
             self._due_since = min(found[0].next_check_at, found[0].now - _NOT_YET_SEEN)
             refids = sorted(row.refid for row in found)
-            return await self._take_leases(by, _LEASE_DUE, due | {"refids": refids})
+            return await self._take_leases(by, _LEASE_DUE, {"refids": refids, "ours": self._gateway})
 
     async def _take_leases(self, by: Direct, statement: Prepared, wanted: Mapping[str, Any]) -> Sequence[Claim]:
         leased = await statement.fetch(by, **wanted, lease=self._lease_time)

@@ -1,0 +1,102 @@
+"""Claims of what is due: what they cost PostgreSQL when very much is, and its statistics are from before."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from app import deliveries
+from app.bell import Bell
+from app.database import Database, open_database
+from app.kpay import client as kpay
+from app.orders import record
+from app.publish import Publisher
+from tests.support import eventually, query
+from tests.test_races import ORDER, TERMS, reconciler
+
+FEW, CLAIMS = 4, 10
+
+_MADE = """
+WITH made AS (
+    INSERT INTO payments
+    SELECT (jsonb_populate_record(p, jsonb_build_object('refid', 'r' || n, 'next_check_at', NULL))).*
+    FROM payments AS p, generate_series(2, 3000) AS n RETURNING refid
+), told AS (
+    INSERT INTO events (refid, seq, type, source, status, position)
+    SELECT refid, 1, 'payment.pending', 'checkstatus', 'pending', 1 FROM made
+)
+INSERT INTO deliveries (refid, seq, client, delivered_at) SELECT refid, 1, 'shop', now() FROM made
+"""
+_AT = "now() - interval '1 hour' + substr(refid, 2)::int * interval '1 ms' WHERE refid LIKE 'r%'"
+_DUE = (
+    f"UPDATE payments SET next_check_at = {_AT}",  # noqa: S608 - our own words
+    f"UPDATE deliveries SET delivered_at = NULL, next_at = {_AT}",  # noqa: S608 - our own words
+    "UPDATE events SET position = NULL",
+)
+_READ = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = $1"
+
+
+@pytest.fixture
+def backlog(new_database: Callable[[], str]) -> str:
+    """Return a database in which thousands are due since PostgreSQL last looked."""
+    url = new_database()
+
+    async def one() -> None:
+        async with open_database(url, pool=1) as database:
+            await record(database, ORDER, "shop", None, TERMS)
+
+    asyncio.run(one())
+    for sql in (_MADE, "VACUUM ANALYZE", *_DUE):
+        query(url, sql)
+    return url
+
+
+async def _checks(database: Database) -> Sequence[str]:
+    endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+    async with kpay.connect(endpoint) as gateway:
+        worker = reconciler(database, gateway, concurrency=FEW)
+        return [claim.refid for _ in range(CLAIMS) for claim in await worker._lease(FEW)]
+
+
+async def _notifications(database: Database) -> Sequence[str]:
+    lease, claimed = timedelta(minutes=1), []
+    for _ in range(CLAIMS):
+        some, _ = await deliveries.claim(database, "shop", FEW, lease=lease, ahead=1)
+        claimed += [claim.event.refid for claim in some]
+    return claimed
+
+
+async def _events(database: Database) -> Sequence[str]:
+    publisher = Publisher(database, Bell())
+    assert [await publisher.publish() for _ in range(2)] == [500, 500]
+    async with database.autocommit() as connection:
+        return (await connection.execute(text("SELECT refid FROM events WHERE position IS NOT NULL"))).scalars().all()
+
+
+@pytest.mark.parametrize(
+    ("claimed", "count", "index", "most"),
+    [
+        (_checks, FEW * CLAIMS, "payments_due_idx", FEW * CLAIMS * CLAIMS),
+        (_notifications, FEW * CLAIMS, "deliveries_due_idx", FEW * CLAIMS * CLAIMS),
+        (_events, 1_000, "events_outbox_idx", 3_000),
+    ],
+)
+def test_a_claim_looks_at_few_of_the_many_that_are_due(
+    backlog: str, claimed: Callable[[Database], Awaitable[Sequence[str]]], count: int, index: str, most: int
+) -> None:
+    """After an outage thousands are due: a claim passes over those that were claimed before, not over all others."""
+
+    async def run() -> Sequence[str]:
+        async with open_database(backlog, pool=1) as database:
+            return await claimed(database)
+
+    def looked_at() -> int:
+        return int(query(backlog, _READ, index)[0]["idx_tup_read"]) - before
+
+    before = 0
+    before = looked_at()
+    assert len(set(asyncio.run(run()))) == count
+    eventually(lambda: looked_at() >= count)  # told when the connection has ended
+    assert looked_at() <= most
