@@ -155,11 +155,13 @@ class Prepared:
         """Execute it and return all rows, which are named tuples either way."""
         if self._given != values.keys():  # the driver would not miss one too many, which Core would write
             raise TypeError(f"not the statement's parameters: {', '.join(sorted(self._given ^ values.keys()))}")
+        found: Sequence[Any]
         if isinstance(by, AsyncConnection):
             result = await by.execute(self._statement, values)
-            return result.all() if result.returns_rows else ()
-        given = self._own | values
-        found = await by.fetch(self._sql, *(given[name] for name in self._names))
+            found = result.mappings().all() if result.returns_rows else ()
+        else:
+            given = self._own | values
+            found = await by.fetch(self._sql, *(given[name] for name in self._names))
         if found and self._row is None:
             self._row = namedtuple("Row", found[0].keys())  # type: ignore[misc] # noqa: PYI024 - known only now
         return [self._row._make(row.values()) for row in found]

@@ -18,7 +18,9 @@ from app.bell import DUE, Bell
 from app.database import ANSWER_SECONDS, UNAVAILABLE, Database, Prepared, sqlstate
 from app.domain import Evidence, agrees_with
 from app.models import Row, payments
+from app.months import MONTH_OF
 from app.raw import Raw
+from app.snapshot import COLUMNS
 
 log = structlog.get_logger()
 
@@ -63,7 +65,7 @@ class Inbox:
         self._deadlines: deque[tuple[float, _Stored]] = deque()
 
     async def put(self, postback: Postback) -> Row | None:
-        """Return once the postback is committed, with its payment as it is then, or None where there is none.
+        """Return once the postback is committed, with its payment as `snapshot` takes it, or None where there is none.
 
         Raises `Full`, or the database's error, or `TimeoutError`: then nothing may be acknowledged.
         """
@@ -161,9 +163,8 @@ def _still_waiting(batch: Sequence[_Item]) -> Iterator[_Stored]:
 
 
 # By name: with a star the statement would change its result, and fail once, when a migration adds a column.
-_PAYMENT = ", ".join(f"p.{column.name}" for column in payments.c)
-_MONTH = "CAST(date_trunc('month', p.created_at AT TIME ZONE 'UTC') AS date)"
-"""What `app.months.month_of` says, in SQL."""
+_PAYMENT = ", ".join(f"p.{column.name}" for column in (payments.c.refid, payments.c.last_seq, *COLUMNS))
+_MONTH = MONTH_OF.format(created_at="p.created_at")
 _STORE = text(f"""
 WITH item AS (
     SELECT * FROM unnest(

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import Text, bindparam, func, select, update
+from sqlalchemy import Date, Text, bindparam, exists, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from app import metrics
@@ -22,12 +22,9 @@ from app.domain import (
     OPEN,
     Decision,
     Evidence,
-    Failure,
-    FailureCode,
     Review,
     Rules,
     Says,
-    Snapshot,
     Source,
     Status,
     is_overtaken,
@@ -37,10 +34,11 @@ from app.domain import (
 )
 from app.jitter import jitter
 from app.models import Row, bodies, payments
-from app.months import month_of
+from app.months import MONTH_OF
 from app.raw import Raw
 from app.settings import is_loopback
-from app.timeline import WORDS, note
+from app.snapshot import snapshot
+from app.timeline import WORDS, noting, written
 
 log = structlog.get_logger()
 
@@ -58,7 +56,26 @@ _WORDS_OF_THE_PAYMENT = frozenset(
 
 
 _NOW = func.now().label("now")
-_LOCKED = Prepared(select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update())
+_LOCK = select(payments, _NOW).where(payments.c.refid == bindparam("of")).with_for_update()
+_LOCKED = Prepared(_LOCK)
+_SAID = ("digest", "source", "body", "content_type", "http_status", "remote")
+_TO_KEEP = _LOCK.cte("locked")
+_KEPT = (
+    upsert(bodies)
+    .from_select(
+        ["refid", "month", *_SAID],
+        select(
+            _TO_KEEP.c.refid,
+            literal_column(MONTH_OF.format(created_at="locked.created_at"), Date()),
+            *(bindparam(name, type_=bodies.c[name].type) for name in _SAID),
+        ),
+    )
+    .on_conflict_do_nothing()
+    .returning(bodies.c.refid)
+    .cte("kept")
+)
+# False where the same source had said the same before.
+_LOCKED_AND_KEPT = Prepared(select(_TO_KEEP, exists(select(_KEPT.c.refid)).label("fresh")))
 # All that can change is written, so that one statement does: what did not has the value that was read under the lock.
 _CHANGEABLE = (
     *("status", "failure_code", "failure_detail", "failure_retcode", "review_reasons", "last_seq"),
@@ -66,12 +83,14 @@ _CHANGEABLE = (
     *("updated_at", "final_at", "doubt_from", "checked_at", "leased_until", "pruned_at"),
     *("next_check_at", "check_step", "wake_step", "recheck"),
 )
-_CHANGE = Prepared(
+_CHANGE = (
     update(payments)
     .where(payments.c.refid == bindparam("of"))
     .values({name: bindparam(name) for name in _CHANGEABLE})
-    .returning(payments, _NOW)
+    .returning(payments.c.refid)
 )
+_CHANGED = Prepared(_CHANGE)
+_CHANGED_AND_NOTED = Prepared(noting(_CHANGE))
 _LOCK_NUMBER = Prepared(
     select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("number", type_=Text), 0)).label("locked"))
 )
@@ -85,10 +104,6 @@ _PAID_TOO = Prepared(
     .where(payments.c.client == bindparam("ours"), payments.c.orderid == bindparam("order"))
     .where(payments.c.refid != bindparam("of"), payments.c.status == Status.SUCCEEDED)
     .limit(1)
-)
-_KEPT = ("refid", "month", "digest", "source", "body", "content_type", "http_status", "remote")
-_KEEP = Prepared(
-    upsert(bodies).values({name: bindparam(name) for name in _KEPT}).on_conflict_do_nothing().returning(bodies.c.refid)
 )
 
 
@@ -112,27 +127,6 @@ def may_send_payers_to(url: str, hosts: frozenset[str]) -> bool:
     return host in hosts and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
 
 
-def snapshot(row: Row) -> Snapshot:
-    """Return what `transition` needs of a row of `payments`."""
-    failure = None
-    if row.failure_code is not None:
-        failure = Failure(FailureCode(row.failure_code), row.failure_detail, row.failure_retcode)
-    return Snapshot(
-        status=Status(row.status),
-        doubt_from=row.doubt_from,
-        expires_at=row.expires_at,
-        final_at=row.final_at,
-        tid=row.tid,
-        momtransactionid=row.momtransactionid,
-        failure=failure,
-        retcode=row.retcode,
-        reviews=frozenset(Review(reason) for reason in row.review_reasons),
-        recheck=row.recheck,
-        check_step=row.check_step,
-        wake_step=row.wake_step,
-    )
-
-
 class Intake:
     """The one writer of what is known of a payment. `bell` is told after a commit that put something on a timeline."""
 
@@ -148,10 +142,10 @@ class Intake:
         changed nothing as `evidence`, and the same words from the same source stand there once.
         """
         async with self._database.direct_transaction() as by:
-            row = await _LOCKED.first(by, of=refid)
+            row = await (_LOCKED.first(by, of=refid) if raw is None else _lock_and_keep(by, refid, raw))
             if row is None:
                 return None
-            fresh = raw is not None and await _keep(by, row, raw)
+            fresh = raw is not None and row.fresh
             work = _Work(row, self.policy)
             if evidence is not None:
                 await work.apply(by, evidence, fresh=fresh)
@@ -185,20 +179,9 @@ class Intake:
             self._bell.announce(of_payment(after.refid))
 
 
-async def _keep(by: Direct, row: Row, raw: Raw) -> bool:
-    """Store a raw body; False where the same source had said the same before."""
-    kept = await _KEEP.first(
-        by,
-        refid=row.refid,
-        month=month_of(row.created_at),
-        digest=raw.digest,
-        source=raw.source,
-        body=raw.body,
-        content_type=raw.content_type,
-        http_status=raw.http_status,
-        remote=raw.remote,
-    )
-    return kept is not None
+async def _lock_and_keep(by: Direct, refid: str, raw: Raw) -> Row | None:
+    """Lock the payment and store a raw body; the row tells whether it is `fresh`."""
+    return await _LOCKED_AND_KEPT.first(by, of=refid, **{name: getattr(raw, name) for name in _SAID})
 
 
 class _Work:
@@ -316,23 +299,23 @@ class _Work:
         return early and "status" not in self.values and self.payment.status in OPEN | {Status.EXPIRED}
 
     async def write(self, by: Direct) -> Row:
-        """Write the row and its new timeline entries."""
+        """Write the row and its new timeline entries; return the row as it is then."""
         if not self.values:
             return self._row
         values = {name: getattr(self._row, name) for name in _CHANGEABLE} | self.values
         if self.entries:
             last_seq = self._row.last_seq + len(self.entries)
             values |= {"last_seq": last_seq, "updated_at": self._row.now, "pruned_at": None}
-        [row] = await _CHANGE.fetch(by, of=self._row.refid, **values)
-        for entry in self.entries:
-            await note(by, entry, None if entry["type"] == EVIDENCE else row)
-        return row
+            noted = written(self.entries, values)
+            await _CHANGED_AND_NOTED.fetch(by, of=self._row.refid, **values, entries=noted)
+        else:
+            await _CHANGED.fetch(by, of=self._row.refid, **values)
+        return self._row._replace(**values)
 
     def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:
         self.entries.append(
             {name: getattr(evidence, name) for name in WORDS}
             | {
-                "refid": self._row.refid,
                 "seq": self._row.last_seq + len(self.entries) + 1,
                 "type": type_,
                 "source": evidence.source,

@@ -10,7 +10,7 @@ the key, and a month whose bodies are all gone gives its space back at once (app
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 from sqlalchemy import Connection, func, select, text
 
@@ -22,17 +22,14 @@ ONE_AT_A_TIME = 6_770_912
 """An advisory lock: of all who make months at once, one does."""
 TODAY = text("SELECT CAST(now() AT TIME ZONE 'UTC' AS date)")
 """The day by which months begin, whatever zone the session is in."""
+MONTH_OF = "CAST(date_trunc('month', {created_at} AT TIME ZONE 'UTC') AS date)"
+"""The month of a payment, its first day, in SQL: whatever zone the session is in, one instant has one month."""
 
 _NAME = re.compile(r"bodies_(?:before|rest|([0-9]{4})_([0-9]{2}))")
 _PARTITIONS = text(
     "SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid "
     "WHERE i.inhparent = to_regclass('bodies')"
 )
-
-
-def month_of(created_at: datetime) -> date:
-    """Return the month of a payment that was made at this time: its first day."""
-    return created_at.astimezone(UTC).date().replace(day=1)
 
 
 def following(month: date) -> date:

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import asyncpg
 import httpx2
@@ -156,7 +155,7 @@ class Deliveries:
         connection = await asyncpg.connect(async_url(self.url).replace("+asyncpg", ""))
         try:
             paid = await connection.fetchrow("SELECT * FROM payments WHERE refid = $1", refid_of(_PAID))
-            known = json.dumps(state(SimpleNamespace(**paid)))
+            known = json.dumps(state(dict(paid)))
             began, committed = time.monotonic(), time.time()
             for number in range(1 if at_once else count):
                 await asyncio.sleep(began + number / PACE - time.monotonic())

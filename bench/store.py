@@ -8,7 +8,6 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 from app import months
@@ -130,8 +129,8 @@ class Store:
 
 def _begin_earlier(url: str) -> None:
     """Give a fresh database the months that it would have if it had been there for as long as its payments."""
-    now = query(url, "SELECT now()")[0][0]
-    month, end = months.month_of(now - timedelta(days=365)), months.month_of(now)
+    end = query(url, "SELECT date_trunc('month', now() AT TIME ZONE 'UTC')")[0][0].date()
+    month = end.replace(year=end.year - 1)
     query(url, "ALTER TABLE bodies DETACH PARTITION bodies_before")
     query(url, f"ALTER TABLE bodies ATTACH PARTITION bodies_before FOR VALUES FROM (MINVALUE) TO ('{month}')")
     while month < end:

@@ -20,6 +20,7 @@ from tests.given import Given, Postgres, name_of
 from tests.support import Service, Simulator, eventually, query, run_command, run_service
 
 _WHERE = "SELECT DISTINCT tableoid::regclass::text FROM bodies WHERE refid = $1"
+_MONTH = f"SELECT {months.MONTH_OF.format(created_at='created_at')} FROM payments WHERE refid = $1"  # noqa: S608 - ours
 _DUE = "SELECT 1 FROM payments WHERE next_check_at IS NOT NULL"
 IN_TEN_WEEKS = timedelta(weeks=10)
 
@@ -42,7 +43,8 @@ def _places(service: Service, refid: str) -> set[str]:
 
 
 def _month(service: Service, refid: str) -> date:
-    return months.month_of(_ask(service, "SELECT created_at FROM payments WHERE refid = $1", refid)[0])
+    month: date = _ask(service, _MONTH, refid)[0]
+    return month
 
 
 def _partition(service: Service, refid: str) -> str:
@@ -224,6 +226,23 @@ def test_a_month_without_bodies_gives_its_space_back(till: Service) -> None:
     assert [event["seq"] for event in till.events(refid)] == [event["seq"] for event in told]
     assert till.postback(refid, statusid="01").json()["reply"] == "OK"
     assert till.read(refid)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Africa/Kigali", "America/New_York"])
+@pytest.mark.parametrize(
+    ("at", "month"),
+    [
+        ("2026-12-01T00:00:00Z", date(2026, 12, 1)),
+        ("2026-12-31T23:59:59.999999Z", date(2026, 12, 1)),
+        ("2027-01-01T01:59:00+02:00", date(2026, 12, 1)),
+        ("2024-02-29T00:00:00Z", date(2024, 2, 1)),
+    ],
+)
+def test_the_month_of_a_payment_is_that_of_utc(postgres: Postgres, zone: str, at: str, month: date) -> None:
+    """Whatever zone a session is in, one instant has one month."""
+    said = months.MONTH_OF.format(created_at="CAST(CAST($1 AS text) AS timestamptz)")
+    in_zone = f"SELECT {said} FROM set_config('timezone', $2, false)"  # noqa: S608 - our own words
+    assert query(postgres.url, in_zone, at, zone)[0][0] == month
 
 
 def test_a_body_that_comes_while_its_month_is_emptied_is_kept(till: Service) -> None:

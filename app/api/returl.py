@@ -21,12 +21,12 @@ from app.api.problems import Problem, mistake
 from app.database import UNAVAILABLE
 from app.domain import Evidence, Source, transition
 from app.inbox import Full, Postback
-from app.intake import snapshot
 from app.kpay import meaning
 from app.kpay.wire import Message, read
 from app.macs import NO_SUCH_RETURL, RETURL
 from app.models import Row
 from app.raw import Raw
+from app.snapshot import snapshot
 
 log = structlog.get_logger()
 

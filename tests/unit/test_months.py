@@ -1,30 +1,13 @@
-"""Months: which one a payment belongs to, which are made, and which are over."""
+"""Months: which are made, and which are over."""
 
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, timedelta
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app import months
 
-KIGALI = timezone(timedelta(hours=2))
 MONTHS = st.dates(date(2000, 1, 1), date(2100, 1, 1)).map(lambda day: day.replace(day=1))
-
-
-@pytest.mark.parametrize(
-    ("at", "month"),
-    [
-        (datetime(2026, 12, 1, tzinfo=UTC), date(2026, 12, 1)),
-        (datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), date(2026, 12, 1)),
-        (datetime(2027, 1, 1, 1, 59, tzinfo=KIGALI), date(2026, 12, 1)),
-        (datetime(2024, 2, 29, tzinfo=UTC), date(2024, 2, 1)),
-    ],
-)
-def test_the_month_of_a_payment_is_that_of_utc(at: datetime, month: date) -> None:
-    """Whatever zone a time is in, one instant has one month."""
-    assert months.month_of(at) == month
-    assert months.month_of(at.astimezone(KIGALI)) == month
 
 
 @given(MONTHS)
