@@ -3,16 +3,19 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import text
 
+from app.database import Database, Prepared
 from app.main import open_context
+from app.reconcile import Claim
 from bench import reading, relations
 from bench.figures import Sample, Section, one, spread, two, whole
+from bench.kernel import process_cpu
 from bench.postbacks import MOST
 from bench.servers import Fresh, Loaded, Postbacks, as_service, settings_of
 from bench.store import LEAST_PENDING, REFID, Payments, Store
@@ -21,39 +24,84 @@ from tests.support import query
 CONNECTIONS = 32
 CLAIM = 16
 """How many payments one claim leases: what `KPAYD_CHECK_CONCURRENCY` is by itself."""
-CLAIMS = 200
+CLAIMS = 300
 
-WORKS = ("a postback for one of the newest", "a read", f"{CLAIM} due payments claimed, and put off")
+WORKS = (
+    "a postback for one of the newest",
+    "a read",
+    f"{CLAIM} due payments claimed",
+    "the same put off, as by their answers (PostgreSQL alone)",
+)
 _LITTLE = 64 * 1024
 _WATCHED = ("payments", "events", "deliveries")
 _HEAD = ("what", "payments in the table", "CPU in all, µs each", "of PostgreSQL alone", "a second", "CPU of the least")
 
 # What an answer does to the row, and no more: leased rows that nobody answers would pile up before the next claim.
-_ANSWERED = text(
-    "UPDATE payments SET leased_until = NULL, next_check_at = now() + interval '1 day' "
-    "WHERE refid = ANY(CAST(:refids AS text[]))"
+_ANSWERED = Prepared(
+    text(
+        "UPDATE payments SET leased_until = NULL, next_check_at = now() + interval '1 day' "
+        "WHERE refid = ANY(CAST(:refids AS text[]))"
+    )
 )
+_BACKEND = Prepared(text("SELECT pg_backend_pid() AS pid"))
 
 Cost = tuple[float, float, float]
 """CPU of both, of PostgreSQL alone (microseconds), and how many a second."""
 
 
-async def _claims(url: str, store: Store) -> Cost:
+class _Account:
+    """What something took that is done again and again: CPU of this process and of one backend, and time."""
+
+    def __init__(self, backend: int) -> None:
+        self._backend = backend
+        self._spent = (0.0, 0.0, 0.0)
+
+    def _now(self) -> tuple[float, float, float]:
+        return time.process_time(), process_cpu(self._backend), time.perf_counter()
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count what is done meanwhile."""
+        before = self._now()
+        yield
+        self._spent = tuple(  # type: ignore[assignment] # of three
+            spent + late - early for spent, early, late in zip(self._spent, before, self._now(), strict=True)
+        )
+
+    def cost(self, times: int, *, postgres_alone: bool = False) -> Cost:
+        """Return it for each time."""
+        own, postgres, seconds = self._spent
+        return ((0 if postgres_alone else own) + postgres) / times * 1e6, postgres / times * 1e6, times / seconds
+
+
+async def _claims(url: str) -> tuple[Cost, Cost]:
+    """Claim and put off by turns, each by a connection of its own; return what either costs for one claim.
+
+    By their two backends' CPU: autovacuum comes when it likes, and can take as much as all of this.
+    """
     async with open_context(settings_of(url, "http://127.0.0.1:9/")) as parts:
 
-        async def claim() -> int:
-            claims = await parts.reconciler._lease(CLAIM)  # noqa: SLF001 - the very statements, without the call
-            async with parts.database.autocommit() as connection:
-                await connection.execute(_ANSWERED, {"refids": [each.refid for each in claims]})
-            return len(claims)
+        async def put_off(claims: Sequence[Claim]) -> None:
+            async with parts.database.direct() as by:
+                await _ANSWERED.fetch(by, refids=[claim.refid for claim in claims])
 
-        await claim()
-        began, own, postgres = time.perf_counter(), time.process_time(), store.cpu()
-        leased = [await claim() for _ in range(CLAIMS)]
-        seconds, own, postgres = time.perf_counter() - began, time.process_time() - own, store.cpu() - postgres
-    if set(leased) != {CLAIM}:
-        raise AssertionError(f"claims came back with {sorted(set(leased))} payments")
-    return (own + postgres) / CLAIMS * 1e6, postgres / CLAIMS * 1e6, CLAIMS / seconds
+        async def backend(of: Database) -> int:
+            async with of.direct() as by:  # the connection that is at hand: one, since one thing is done at a time
+                return int((await _BACKEND.fetch(by))[0].pid)
+
+        lease, leased = parts.reconciler._lease, set()  # noqa: SLF001 - the very statements, without the call
+        await put_off(await lease(CLAIM))
+        claiming = _Account(await backend(parts.reconciler._database))  # noqa: SLF001
+        answering = _Account(await backend(parts.database))
+        for _ in range(CLAIMS):
+            with claiming.spending():
+                claims = await lease(CLAIM)
+            with answering.spending():
+                await put_off(claims)
+            leased.add(len(claims))
+    if leased != {CLAIM}:
+        raise AssertionError(f"claims came back with {sorted(leased)} payments")
+    return claiming.cost(CLAIMS), answering.cost(CLAIMS, postgres_alone=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +155,11 @@ def measure(folder: Path, store: Store, sizes: Sequence[Payments], *, seconds: f
                 postbacks[of.rows] += samples[0].requests
                 costs = [_cost(sample) for sample in samples]
                 _due(of)
-                costs.append(asyncio.run(_claims(of.url, store)))
+                costs += asyncio.run(_claims(of.url))
                 if number:  # the first one only warms up
                     for work, cost in zip(WORKS, costs, strict=True):
                         found[work, of.rows].append(cost)
-                        print(f"  {work:<40}{of.rows:>10,} payments {cost[0]:>8,.0f} µs", flush=True)
+                        print(f"  {work:<60}{of.rows:>10,} payments {cost[0]:>8,.0f} µs", flush=True)
     grown = [
         Grown(
             of.rows,
@@ -128,7 +176,14 @@ def measure(folder: Path, store: Store, sizes: Sequence[Payments], *, seconds: f
 
 def _costs(found: Mapping[tuple[str, int], Sequence[Cost]], fewest: int) -> Section:
     section = Section(
-        "Growth", _HEAD, notes=[f"{CONNECTIONS} connections; the last column is CPU in all by that of the same round."]
+        "Growth",
+        _HEAD,
+        notes=[
+            (
+                f"{CONNECTIONS} connections; the last column is CPU in all by that of the same round. Of claims and "
+                "answers it is that of the backends that serve them, without autovacuum, which comes when it likes."
+            )
+        ],
     )
     for (work, rows), costs in found.items():
         totals, postgres, rates = (list(column) for column in zip(*costs, strict=True))

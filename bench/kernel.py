@@ -52,6 +52,11 @@ def tree_cpu(root: int) -> float:
             return ticks / TICKS
 
 
+def process_cpu(pid: int) -> float:
+    """Return the CPU seconds of one process, to the nanosecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def tree_megabytes(root: int) -> float:
     """Return the resident memory of a process and its descendants; pages that they share count more than once."""
     return sum(stat.pages for stat in _tree(root)) * _PAGE / 1e6
