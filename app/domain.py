@@ -304,6 +304,22 @@ def _reviews(payment: Snapshot, evidence: Evidence, rules: Rules, status: Status
     return frozenset(reason for reason, given in reasons.items() if given)
 
 
+def changes_nothing(status: Status, tid: str | None, hint: Evidence) -> bool:
+    """Whether a hint for a payment with this status and tid surely has no effect: most have none, and this is cheap.
+
+    A hint moves nothing; what it may do is give a reason for a review. False where `transition` must say.
+    """
+    fits = hint.hint and not hint.duplicate and not (tid and hint.tid and tid != hint.tid)
+    match hint.says:
+        case Says.PAID:
+            return fits and bool(hint.momtransactionid)
+        case Says.NOT_PAID:
+            return fits and not hint.momtransactionid and status is not Status.SUCCEEDED
+        case Says.PENDING | Says.NOTHING:
+            return fits
+    return False
+
+
 EXPIRED_CHECK = 86_400.0
 EXPIRED_CHECKS_FOR = timedelta(days=7)
 

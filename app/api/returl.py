@@ -5,12 +5,13 @@ pydantic parameter would turn real postbacks away. The mac in the path is checke
 "OK" is said only of what is committed.
 """
 
+import json
 from functools import cache
 
 import structlog
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import metrics
@@ -19,7 +20,7 @@ from app.api.context import Context, is_within, remote_address
 from app.api.identity import Identity
 from app.api.problems import Problem, mistake
 from app.database import UNAVAILABLE
-from app.domain import Evidence, Source, transition
+from app.domain import Evidence, Source, Status, changes_nothing, transition
 from app.inbox import Full, Postback
 from app.kpay import meaning
 from app.kpay.wire import Message, read
@@ -35,6 +36,7 @@ _PARTS = 4
 """Slashes in the path of a postback."""
 
 _LONGEST_CONTENT_TYPE = 200
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # one for all, where a JSONResponse makes its own
 _counter = cache(metrics.POSTBACKS.labels)
 
 
@@ -110,8 +112,14 @@ async def _answer(parts: Context, request: Request, refid: str, mac: str, body: 
         log.error("postback not stored", refid=refid, error=type(exc).__name__)  # noqa: TRY400 - see the inbox
         return _not_stored("the database is out of reach"), "unavailable"
     if message is None or not fits:
-        return JSONResponse({"tid": "", "refid": refid, "reply": "ERROR"}, 400), "error"
-    return JSONResponse({"tid": message.tid or "", "refid": refid, "reply": "OK"}), "ok"
+        return _reply(None, refid, "ERROR", 400), "error"
+    return _reply(message.tid, refid, "OK"), "ok"
+
+
+def _reply(tid: str | None, refid: str, reply: str, status: int = 200) -> Response:
+    """Return what K-Pay expects (guide, "Post back asynchronous")."""
+    words = _JSON.encode({"tid": tid or "", "refid": refid, "reply": reply})
+    return Response(words, status, media_type="application/json")
 
 
 async def _take_in(parts: Context, refid: str, message: Message | None, raw: Raw) -> bool:
@@ -126,7 +134,7 @@ async def _take_in(parts: Context, refid: str, message: Message | None, raw: Raw
     fits = not (row.tid and evidence.tid and row.tid != evidence.tid)
     if not fits and decides:
         evidence = meaning.of_postback(message, hint=True)
-    if _changes_something(parts, row, evidence):
+    if not changes_nothing(Status(row.status), row.tid, evidence) and _changes_something(parts, row, evidence):
         await parts.intake.take_in(refid, evidence)
     return fits
 

@@ -1,12 +1,25 @@
 """Every status met by every evidence, as one table that was written from the rules of truth by hand."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain import OPEN, Evidence, Failure, FailureCode, Review, Says, Snapshot, Source, Status, transition
+from app.domain import (
+    OPEN,
+    Evidence,
+    Failure,
+    FailureCode,
+    Review,
+    Says,
+    Snapshot,
+    Source,
+    Status,
+    changes_nothing,
+    transition,
+)
 from app.kpay import codes, meaning
 from app.kpay.wire import Message
 
@@ -222,3 +235,30 @@ def test_any_pair(status: Status, evidence: Evidence, tid: str | None, momtransa
         assert not evidence.hint
     assert status in OPEN or decision.status not in OPEN
     assert tid in (None, decision.tid)
+
+
+@pytest.mark.parametrize("status", list(Status))
+@pytest.mark.parametrize("says", list(Says))
+def test_what_surely_changes_nothing_does_not(status: Status, says: Says) -> None:
+    """The cheap look at a postback never overlooks what `transition` would have done."""
+    some, flags = (None, "1", "2"), (False, True)
+    for hint, duplicate, tid, ours, momtransactionid, known in product(flags, flags, some, some, some, some):
+        said = Evidence(Source.POSTBACK, says, hint=hint, tid=tid, momtransactionid=momtransactionid, failure=DECLINED)
+        said = replace(said, duplicate=duplicate)
+        if changes_nothing(status, ours, said):
+            before = payment(status, tid=ours, momtransactionid=known)
+            decision = transition(before, said, RULES)
+            assert not decision.reviews
+            assert (decision.status, decision.failure, decision.recheck) == (status, before.failure, before.recheck)
+            assert (decision.tid, decision.momtransactionid) == (ours, known)
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_an_ordinary_postback_surely_changes_nothing(status: Status) -> None:
+    """A hint that K-Pay was paid is seen to at once, whatever the status; one of failure not after a success."""
+    paid = Evidence(Source.POSTBACK, Says.PAID, hint=True, tid="A1", momtransactionid="1")
+    assert changes_nothing(status, "A1", paid)
+    assert not changes_nothing(status, "A2", paid)
+    assert not changes_nothing(status, "A1", replace(paid, hint=False))
+    failed = Evidence(Source.POSTBACK, Says.NOT_PAID, hint=True, tid="A1")
+    assert changes_nothing(status, "A1", failed) is (status is not Status.SUCCEEDED)
