@@ -102,7 +102,8 @@ _OTHERS = Prepared(
 _PAID_TOO = Prepared(
     select(payments.c.refid)
     .where(payments.c.client == bindparam("ours"), payments.c.orderid == bindparam("order"))
-    .where(payments.c.refid != bindparam("of"), payments.c.status == Status.SUCCEEDED)
+    # In words that the index of statuses does not know: an order has few payments, a status has all.
+    .where(payments.c.refid != bindparam("of"), func.coalesce(payments.c.status, "") == Status.SUCCEEDED)
     .limit(1)
 )
 
@@ -307,9 +308,9 @@ class _Work:
             last_seq = self._row.last_seq + len(self.entries)
             values |= {"last_seq": last_seq, "updated_at": self._row.now, "pruned_at": None}
             noted = written(self.entries, values)
-            await _CHANGED_AND_NOTED.fetch(by, of=self._row.refid, **values, entries=noted)
+            [_] = await _CHANGED_AND_NOTED.fetch(by, of=self._row.refid, **values, entries=noted)
         else:
-            await _CHANGED.fetch(by, of=self._row.refid, **values)
+            [_] = await _CHANGED.fetch(by, of=self._row.refid, **values)
         return self._row._replace(**values)
 
     def _note(self, type_: str, evidence: Evidence, status: Status, *, detail: str | None = None) -> None:
