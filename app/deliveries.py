@@ -30,7 +30,18 @@ from app.bell import of_feed
 from app.database import Database, Prepared
 from app.feed import TOLD, UnknownEvent, parse_id
 from app.herald import CHANNEL
-from app.models import IS_OPEN, NEVER, OUT_OF_SERVICE, Row, clients, deliveries, events, or_never, payments
+from app.models import (
+    IS_OPEN,
+    IS_STILL_OPEN,
+    NEVER,
+    OUT_OF_SERVICE,
+    Row,
+    clients,
+    deliveries,
+    events,
+    or_never,
+    payments,
+)
 
 MOST_AT_ONCE = 1_000
 _earlier = deliveries.alias("earlier")
@@ -115,8 +126,8 @@ async def park_all(database: Database, client: str, why: str) -> None:
         async with database.transaction() as connection:
             rows = (await connection.execute(some.limit(MOST_AT_ONCE))).all()
             parked = update(deliveries).values(next_at=null(), parked_at=func.now(), error=why)
-            still = or_never(deliveries.c.next_at) < NEVER
-            await connection.execute(parked.where(_IN_THESE, still, deliveries.c.client.in_(out)), _these(rows))
+            those = parked.where(_IN_THESE, IS_STILL_OPEN, deliveries.c.client.in_(out))
+            await connection.execute(those, _these(rows))
         if len(rows) < MOST_AT_ONCE:
             return
 
@@ -184,13 +195,14 @@ async def retry(database: Database, *, client: str | None = None, id_: str | Non
         began = (await connection.execute(select(func.now()))).scalar_one()
     # What is parked anew meanwhile (a receiver that is disabled) is not taken up again.
     chosen: list[ColumnElement[bool]] = [deliveries.c.parked_at <= began]
+    still: list[ColumnElement[bool]] = [or_never(deliveries.c.parked_at) <= began]
     if id_ is not None:
         refid, seq = parse_id(id_)
-        chosen = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~IS_OPEN]
+        chosen = still = [deliveries.c.refid == refid, deliveries.c.seq == seq, ~IS_OPEN]
     if client is not None:
-        chosen.append(deliveries.c.client == client)
+        chosen, still = ([*each, deliveries.c.client == client] for each in (chosen, still))
     anew = {"next_at": func.now(), "parked_at": null(), "delivered_at": null(), "attempts": 0, "error": null()}
-    again = update(deliveries).values(**anew).where(_IN_THESE, *chosen).returning(deliveries.c.client)
+    again = update(deliveries).values(**anew).where(_IN_THESE, *still).returning(deliveries.c.client)
     count = 0
     while True:
         async with database.transaction() as connection:

@@ -192,8 +192,22 @@ deliveries = Table(
 )
 """One row for each event that a client is notified of."""
 
+NEVER = text("'infinity'")
+
+
+def or_never(moment: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """Return a time, or `NEVER` where it is null: for rows that are named by their keys already.
+
+    So asked, PostgreSQL cannot take the index of what waits. Where its statistics are older than a backlog it does that
+    otherwise, and looks at all that waits to find each of a few.
+    """
+    return func.coalesce(moment, NEVER)
+
+
 IS_OPEN = deliveries.c.next_at.is_not(None)
 """Which deliveries are not over."""
+IS_STILL_OPEN = or_never(deliveries.c.next_at) < NEVER
+"""Whether deliveries that are named by their keys are not over."""
 
 evidence = Table(
     "evidence",
@@ -282,18 +296,6 @@ client_events = Table(
     PrimaryKeyConstraint("client", "id"),
 )
 """What was done to a client, and by its receiver: made, rotated, revoked, notifications turned on or disabled."""
-
-NEVER = text("'infinity'")
-
-
-def or_never(moment: ColumnElement[datetime]) -> ColumnElement[datetime]:
-    """Return a time, or `NEVER` where it is null: for rows that are named by their keys already.
-
-    So asked, PostgreSQL cannot take the index of what waits. Where its statistics are older than a backlog it does that
-    otherwise, and looks at all that waits to find each of a few.
-    """
-    return func.coalesce(moment, NEVER)
-
 
 Row = Any
 """A row as Core or the driver gives it, a named tuple: attributes by column name, typed where it becomes an object."""

@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from app.bell import OUTBOX, Bell, of_feed
 from app.database import UNAVAILABLE, Database, Direct, Prepared
 from app.domain import EVIDENCE
-from app.models import NEVER, Row, clients, deliveries, events, feed, or_never, payments
+from app.models import IS_STILL_OPEN, Row, clients, deliveries, events, feed, payments
 
 log = structlog.get_logger()
 
@@ -79,7 +79,7 @@ _NUMBER = Prepared(
 _HELD_UP = (
     select(deliveries.c.refid, func.max(deliveries.c.next_at).label("until"))
     .where(deliveries.c.refid == any_(bindparam("refids", type_=ARRAY(Text))))
-    .where(or_never(deliveries.c.next_at) < NEVER, deliveries.c.error.is_not(None))
+    .where(IS_STILL_OPEN, deliveries.c.error.is_not(None))
     .group_by(deliveries.c.refid)
     .subquery("held_up")
 )

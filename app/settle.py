@@ -15,20 +15,19 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from app import receivers
 from app.database import UNAVAILABLE, Database, Prepared
 from app.deliveries import Claim
-from app.models import NEVER, deliveries, or_never
+from app.models import IS_STILL_OPEN, deliveries
 from app.receivers import Receiver
 
 _MOST_ERROR = 200
 
 # By number of the attempt: one that was given up for lost says nothing of the one that followed it.
-_IS_OPEN = or_never(deliveries.c.next_at) < NEVER
 _MINE = and_(
     deliveries.c.refid == bindparam("of"),
     deliveries.c.seq == bindparam("number"),
     deliveries.c.attempts == bindparam("attempt"),
-    _IS_OPEN,
+    IS_STILL_OPEN,
 )
-_FOLLOWERS = and_(deliveries.c.refid == bindparam("of"), deliveries.c.seq > bindparam("number"), _IS_OPEN)
+_FOLLOWERS = and_(deliveries.c.refid == bindparam("of"), deliveries.c.seq > bindparam("number"), IS_STILL_OPEN)
 _AT = func.now() + bindparam("delay", type_=Interval)
 _SAID: dict[str, Any] = {"http_status": bindparam("said"), "error": bindparam("why")}
 _PARKED = update(deliveries).where(_MINE).values(next_at=null(), parked_at=func.now(), **_SAID)
