@@ -284,11 +284,17 @@ class Reconciler:
         return [Claim(row.refid, row.now) for row in leased]
 
     async def _let_expire(self, *, own: bool) -> None:
-        """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`."""
-        async with self._database.direct() as by:
-            overdue = await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
-        for row in overdue:
-            await self._intake.take_in(row.refid, None)
+        """Expire open payments whose time is up and that are not asked about: another gateway's; ours where `own`.
+
+        Where one is locked, or too many are due to be looked at, they are expired later: checks must not wait for that.
+        """
+        try:
+            async with self._database.direct() as by:
+                overdue = await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
+            for row in overdue:
+                await self._intake.take_in(row.refid, None)
+        except UNAVAILABLE as exc:
+            log.error("overdue payments could not be expired", error=type(exc).__name__)  # noqa: TRY400 - every second
 
     async def _check_claimed(self, claim: Claim, line: AbstractAsyncContextManager[object] = _NO_LINE) -> None:
         claimed, is_probe = time.monotonic(), self.breaker.is_open

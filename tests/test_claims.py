@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -13,6 +15,7 @@ from app.database import Database, open_database
 from app.kpay import client as kpay
 from app.orders import record
 from app.publish import Publisher
+from tests.given import name_of
 from tests.support import eventually, query
 from tests.test_races import ORDER, TERMS, reconciler
 
@@ -75,6 +78,7 @@ async def _events(database: Database) -> Sequence[str]:
         return (await connection.execute(text("SELECT refid FROM events WHERE position IS NOT NULL"))).scalars().all()
 
 
+@pytest.mark.parametrize("plans", ["auto", "force_generic_plan"])
 @pytest.mark.parametrize(
     ("claimed", "count", "index", "most"),
     [
@@ -84,9 +88,16 @@ async def _events(database: Database) -> Sequence[str]:
     ],
 )
 def test_a_claim_looks_at_few_of_the_many_that_are_due(
-    backlog: str, claimed: Callable[[Database], Awaitable[Sequence[str]]], count: int, index: str, most: int
+    backlog: str,
+    claimed: Callable[[Database], Awaitable[Sequence[str]]],
+    *,
+    count: int,
+    index: str,
+    most: int,
+    plans: str,
 ) -> None:
     """After an outage thousands are due: a claim passes over those that were claimed before, not over all others."""
+    query(backlog, f'ALTER DATABASE "{name_of(backlog)}" SET plan_cache_mode = {plans}')
 
     async def run() -> Sequence[str]:
         async with open_database(backlog, pool=1) as database:
@@ -100,3 +111,25 @@ def test_a_claim_looks_at_few_of_the_many_that_are_due(
     assert len(set(asyncio.run(run()))) == count
     eventually(lambda: looked_at() >= count)  # told when the connection has ended
     assert looked_at() <= most
+
+
+def test_checks_do_not_wait_for_an_overdue_payment_that_is_locked(new_database: Callable[[], str]) -> None:
+    """Whoever holds the row of a payment whose time is up keeps that one from expiring, and no other from its check."""
+    url = new_database()
+
+    async def run() -> tuple[str, Sequence[str]]:
+        endpoint = kpay.Endpoint("http://127.0.0.1:9/", "u", "p")
+        async with open_database(url, pool=2) as database, kpay.connect(endpoint) as gateway:
+            foreign = replace(TERMS, gateway="other.example.rw")
+            [stuck, due] = [(await record(database, ORDER, "shop", None, of))[0].refid for of in (foreign, TERMS)]
+            await asyncio.to_thread(query, url, "UPDATE payments SET next_check_at = now()")
+            await asyncio.to_thread(query, url, "UPDATE payments SET expires_at = now() WHERE refid = $1", stuck)
+            holder = await asyncpg.connect(url)
+            async with holder.transaction():
+                await holder.execute("SELECT FROM payments WHERE refid = $1 FOR UPDATE", stuck)
+                claims = await reconciler(database, gateway, concurrency=FEW)._claim(FEW)
+            await holder.close()
+            return due, [claim.refid for claim in claims]
+
+    due, claimed = asyncio.run(run())
+    assert claimed == [due]
