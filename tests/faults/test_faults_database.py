@@ -152,7 +152,6 @@ def test_fault_23_a_commit_that_was_not_heard_of_is_not_acknowledged(server: Ser
     """PostgreSQL stores a postback and its answer is lost: 503, and the repetition is the same one effect."""
     refid = service.start("250780000005")["refid"]
     hush(service)
-    before = service.http.get(f"/v1/payments/{refid}/events").json()["items"]
     server.proxy.set(Fault.HOLD_ANSWER)
     try:
         assert is_503(service.http.post(service.returl(refid), json={"refid": refid, "statusid": "03"}))
@@ -162,7 +161,7 @@ def test_fault_23_a_commit_that_was_not_heard_of_is_not_acknowledged(server: Ser
     back(service)
     assert service.http.post(service.returl(refid), json={"refid": refid, "statusid": "03"}).status_code == 200
     assert len(bodies(service, refid)) == 1
-    assert len(service.events(refid)) == len(before) + 1
+    assert [event["source"] for event in service.events(refid)].count("postback") == 1
 
 
 def test_fault_41_callers_who_find_every_connection_taken_are_told_so_and_postbacks_are_not_held_up(

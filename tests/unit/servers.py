@@ -39,8 +39,8 @@ class Server:
     connections: int = 0
     requests: list[Request] = field(default_factory=list)
 
-    def endpoint(self, *, timeout: float = 2.0, key: str = "") -> Endpoint:
-        """Return this server as K-Pay's endpoint."""
+    def endpoint(self, *, timeout: float = 20.0, key: str = "") -> Endpoint:
+        """Return this server as K-Pay's endpoint. A quarter of `timeout` is for connecting."""
         return Endpoint(f"{self.scheme}://127.0.0.1:{self.port}/", "user", "pässword", key, timeout)
 
 

@@ -201,7 +201,7 @@ async def test_fault_32_a_server_without_tls_gets_nothing() -> None:
     """A server that speaks plain HTTP on K-Pay's port gets no request."""
     async with serving(says(PENDING)) as server:
         server.scheme = "https"
-        async with connect(server.endpoint()) as kpay:
+        async with connect(server.endpoint(timeout=2)) as kpay:
             with pytest.raises(NotSent):
                 await kpay.checkstatus("R1")
     assert not server.requests
