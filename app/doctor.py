@@ -1,6 +1,7 @@
 """The doctor: examines what a deployment needs, one finding each, and says what to do about what is not right."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from datetime import date
 
 OLDEST_POSTGRES = 150_000
+_SETTINGS = text(
+    "SELECT name, setting FROM pg_settings WHERE name IN"
+    " ('server_version_num', 'server_encoding', 'transaction_read_only', 'fsync', 'synchronous_commit')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +53,33 @@ async def examine() -> list[Finding]:
 async def _database(database: Database) -> list[Finding]:
     try:
         async with database.autocommit() as connection:
-            number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
-            writable = (await connection.execute(text("SHOW transaction_read_only"))).scalar_one() == "off"
+            shown = {row.name: row.setting for row in await connection.execute(_SETTINGS)}
             exists = (await connection.execute(text("SELECT to_regclass('alembic_version')"))).scalar_one()
             version = exists and (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
     except UNAVAILABLE as exc:
         why = str(exc.__cause__ or exc).splitlines()[0] if str(exc) else type(exc).__name__
         return [Finding("database", ok=False, detail=f"cannot be reached: {why}; check KPAYD_DATABASE_URL")]
-    about = f"PostgreSQL {number // 10000}.{number % 10000}"
-    if number < OLDEST_POSTGRES:
-        database_finding = Finding("database", ok=False, detail=f"{about} is too old: 15 or newer is needed")
-    elif not writable:
-        database_finding = Finding("database", ok=False, detail=f"{about} is read-only: is this a standby?")
-    else:
-        database_finding = Finding("database", ok=True, detail=about)
+    number = int(shown["server_version_num"])
+    wrong = _wrong_with(number, shown)
+    detail = "; ".join([f"PostgreSQL {number // 10000}.{number % 10000}", *wrong])
+    database_finding = Finding("database", ok=not wrong, detail=detail)
     judged = Schema.of_this_code().judge(version)
     findings = [database_finding, Finding("schema", ok=judged in ("current", "newer"), detail=judged)]
     return [*findings, await _months(database)] if findings[-1].ok else findings
+
+
+def _wrong_with(number: int, shown: Mapping[str, str]) -> list[str]:
+    """Return why a PostgreSQL of this version with these settings must not keep payments."""
+    wrong = []
+    if number < OLDEST_POSTGRES:
+        wrong.append("too old: 15 or newer is needed")
+    if shown["transaction_read_only"] == "on":
+        wrong.append("read-only: is this a standby?")
+    if shown["server_encoding"] != "UTF8":
+        wrong.append(f"its encoding is {shown['server_encoding']}, which cannot hold every name: make it anew as UTF8")
+    if "off" in (shown["fsync"], shown["synchronous_commit"]):
+        wrong.append("it says that it has stored what a crash takes away: turn fsync and synchronous_commit on")
+    return wrong
 
 
 async def _months(database: Database) -> Finding:

@@ -12,7 +12,7 @@ from app.schema import migrate
 from tests.fault_table import Results
 from tests.given import Given, Postgres
 from tests.statements.plugin import Lint
-from tests.support import Service, Simulator, create_database, query, run_service, run_simulator
+from tests.support import Service, Simulator, create_database, is_cluster, query, run_service, run_simulator
 
 QUICK = {
     "CHECK_SCHEDULE": "0.3,0.5,1,1",
@@ -85,6 +85,15 @@ def new_database(postgres: Postgres) -> Callable[[], str]:
         return postgres.url_of(name)
 
     return make
+
+
+@pytest.fixture
+def single(new_database: Callable[[], str]) -> str:
+    """Return a migrated database that is of no cluster."""
+    url = new_database()
+    if is_cluster(url):
+        pytest.skip("this run is on a cluster")
+    return url
 
 
 @pytest.fixture(scope="session")

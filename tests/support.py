@@ -48,13 +48,18 @@ def query(url: str, sql: str, *arguments: object) -> list[Any]:
     return asyncio.run(run())
 
 
+def is_cluster(url: str) -> bool:
+    """Whether a database is of a Citus cluster."""
+    return bool(query(url, "SELECT 1 FROM pg_extension WHERE extname = 'citus'"))
+
+
 def create_database(server: Postgres, name: str, *, template: str) -> None:
     """Make a database on `server`: `template0` makes an empty one.
 
     A Citus coordinator is connected to each of its databases, so that none can be copied: there each is migrated.
     """
     url = server.url_of(name)
-    if query(server.url, "SELECT 1 FROM pg_extension WHERE extname = 'citus'"):
+    if is_cluster(server.url):
         query(server.url, f'CREATE DATABASE "{name_of(url)}"')
         query(url, "CREATE EXTENSION IF NOT EXISTS citus")
         if template != "template0":

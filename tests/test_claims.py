@@ -42,18 +42,17 @@ _READ = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = $1"
 
 
 @pytest.fixture
-def backlog(new_database: Callable[[], str]) -> str:
-    """Return a database in which thousands are due since PostgreSQL last looked."""
-    url = new_database()
+def backlog(single: str) -> str:
+    """Return a database in which thousands are due since PostgreSQL last looked; a cluster's indexes are elsewhere."""
 
     async def one() -> None:
-        async with open_database(url, pool=1) as database:
+        async with open_database(single, pool=1) as database:
             await record(database, ORDER, "shop", None, TERMS)
 
     asyncio.run(one())
     for sql in (_MADE, "VACUUM ANALYZE", *_DUE):
-        query(url, sql)
-    return url
+        query(single, sql)
+    return single
 
 
 async def _checks(database: Database) -> Sequence[str]:

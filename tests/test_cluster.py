@@ -1,7 +1,7 @@
 """Citus: where the tables are placed. There is no cluster here: a stand-in extension notes what it is told to do."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,15 +44,6 @@ def test_what_is_placed_stays_where_it_is() -> None:
         f"SELECT {PLACES[name]}" for name in ("events", "deliveries", "evidence", "bodies", "claims")
     ]
     assert placing([*PLACES]) == []
-
-
-@pytest.fixture
-def single(new_database: Callable[[], str]) -> str:
-    """Return a migrated database that is of no cluster."""
-    url = new_database()
-    if query(url, "SELECT 1 FROM pg_extension WHERE extname = 'citus'"):
-        pytest.skip("this run is on a cluster")
-    return url
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from app.dev.laptop import free_port
 from app.settings import Settings
+from tests.given import Postgres, name_of
 from tests.support import (
     SECRET_KEY,
     Service,
@@ -184,6 +185,31 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(
     assert [each["what"] for each in bad] == [what]
     assert words in bad[0]["detail"]
     assert SECRET_KEY not in done.stdout
+
+
+UNFIT = {
+    "forgetful": (["ALTER DATABASE {} SET synchronous_commit = off"], "synchronous_commit"),
+    "read-only": (["ALTER DATABASE {} SET default_transaction_read_only = on"], "standby"),
+    "not UTF8": (
+        ["DROP DATABASE {}", "CREATE DATABASE {} ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"],
+        "LATIN1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("statements", "words"), UNFIT.values(), ids=UNFIT)
+def test_the_doctor_finds_a_database_that_must_not_keep_payments(
+    service: Service, postgres: Postgres, new_database: Callable[[], str], statements: list[str], words: str
+) -> None:
+    """One that forgets what it has stored, cannot write, or has no letters for every name; exit code 1."""
+    url = new_database()
+    for statement in statements:
+        query(postgres.url, statement.format(f'"{name_of(url)}"'))
+    done = run_command(dict(service.env) | {"KPAYD_DATABASE_URL": url}, "doctor", "--json")
+    assert done.returncode == 1
+    [finding] = [each for each in json.loads(done.stdout) if each["what"] == "database"]
+    assert not finding["ok"]
+    assert words in finding["detail"]
 
 
 def test_a_laptop_starts_stops_and_keeps_its_data(tmp_path: Path) -> None:
