@@ -18,7 +18,7 @@ QUICK = {
     "CHECK_SCHEDULE": "0.3,0.5,1,1",
     "POSTBACK_RECHECKS": "0.3,0.6,1",
     "UNKNOWN_GRACE": "3",
-    "GATEWAY_TIMEOUT": "2",
+    "GATEWAY_TIMEOUT": "4",
 }
 """Settings with which everything that takes minutes takes seconds."""
 

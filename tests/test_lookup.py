@@ -108,7 +108,7 @@ def test_fault_38_nobody_waits_longer_than_promised(new_database: Callable[[], s
             ended = await asyncio.gather(*asked, return_exceptions=True)
             took = time.monotonic() - began
         assert {type(each) for each in ended} == {TimeoutError}
-        assert took < ANSWER_SECONDS + 0.8
+        assert took < ANSWER_SECONDS + 1.4
         assert await lookup.one(refid) is not None
 
     played(new_database(), play)

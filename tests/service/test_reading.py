@@ -23,9 +23,9 @@ def _hushed(service: Service) -> Iterator[None]:
 
 
 def test_a_read_is_what_the_start_answered(service: Service) -> None:
-    """A payment that has not moved reads as its start answered it, `checked_at` aside."""
+    """A payment that has not moved reads as its start answered it, but for what a check notes."""
     begun = service.start(NEVER_ACTS, metadata={"a": "b"}, orderid=new_refid(), logourl="https://x.rw/l.png")
-    told = {"checked_at", "statusid", "statusdesc"}  # K-Pay may have been asked in between
+    told = {"checked_at", "updated_at", "statusid", "statusdesc"}  # K-Pay may have been asked in between
     read = service.read(begun["refid"])
     assert {name: read[name] for name in read.keys() - told} == {name: begun[name] for name in begun.keys() - told}
 

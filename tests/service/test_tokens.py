@@ -239,7 +239,7 @@ def test_kpay_does_not_answer(desk: Desk, action: str, how: str) -> None:
         desk.proxy.set(Fault.LOSE_ANSWER if how == "reset" else Fault.TRUNCATE, 120)
     began = time.monotonic()
     problem(desk.ask(action), 504, "gateway_timeout")
-    assert (time.monotonic() - began > 1.5) is (how == "silent")
+    assert how != "silent" or time.monotonic() - began > 1.5
     assert len(desk.liar.heard) == 1
     desk.proxy.set(Fault.NONE)
     desk.says(action, {"addtoken": ADDED, "tokenlist": LISTED}[action])

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from typing import Any
 
 import httpx2
 
 from app.simulator import Config, make_server
+from tests.receiver import Server
 
 DELAY = 0.05
 _numbers = count(1)
@@ -33,10 +34,6 @@ class Postback:
     content_type: str
     body: bytes
     at: float = field(default_factory=time.monotonic)
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # with the five of its base class a burst waits a second for TCP to try again
 
 
 class Listener:
@@ -60,7 +57,7 @@ class Listener:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
                 pass
 
-        self.server = _Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     @contextmanager

@@ -155,7 +155,7 @@ def test_stops_while_answers_are_held(listener: Listener) -> None:
         began = time.monotonic()
     for caller in callers:
         caller.join()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # they are held for 60
 
 
 def test_lets_go_when_the_caller_leaves(caplog: pytest.LogCaptureFixture, listener: Listener) -> None:

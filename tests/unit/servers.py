@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from app.kpay.client import Endpoint
 
 PENDING = {"reply": "PENDING", "success": 1, "tid": "A1", "refid": "R1", "retcode": 0}
@@ -134,6 +136,12 @@ async def resets(writer: asyncio.StreamWriter) -> None:
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+
+
+def not_sent(action: str) -> float:
+    """Return how many calls of K-Pay this process has counted as not sent."""
+    labels = {"action": action, "outcome": "not_sent"}
+    return REGISTRY.get_sample_value("kpayd_gateway_calls_total", labels) or 0
 
 
 async def is_silent(_: asyncio.StreamWriter) -> None:

@@ -78,11 +78,11 @@ BROKEN: dict[str, Behaviour] = {
 @pytest.mark.parametrize("behave", BROKEN.values(), ids=BROKEN)
 async def test_fault_24_half_an_answer_leaves_the_outcome_open(behave: Behaviour) -> None:
     """A request whose answer does not come whole is in doubt within the deadline, and is sent once."""
-    async with serving(behave) as server, connect(server.endpoint(timeout=0.5)) as kpay:
+    async with serving(behave) as server, connect(server.endpoint(timeout=2)) as kpay:
         began = time.monotonic()
         with pytest.raises(InDoubt) as caught:
             await kpay.pay(ORDER)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 6
     assert len(server.requests) == server.connections == 1
     assert "pässword" not in repr(caught.getrepr(chain=True))
 
@@ -90,11 +90,11 @@ async def test_fault_24_half_an_answer_leaves_the_outcome_open(behave: Behaviour
 @pytest.mark.parametrize("name", ["closes", "is-silent", "dribbles-its-body", "cuts-its-body"])
 async def test_question_without_an_answer(name: str) -> None:
     """A checkstatus keeps the same deadline, and is put once too."""
-    async with serving(BROKEN[name]) as server, connect(server.endpoint(timeout=0.5)) as kpay:
+    async with serving(BROKEN[name]) as server, connect(server.endpoint(timeout=2)) as kpay:
         began = time.monotonic()
         with pytest.raises(InDoubt):
             await kpay.checkstatus("R1")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 6
     assert len(server.requests) == 1
 
 

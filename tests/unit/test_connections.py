@@ -9,50 +9,43 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from prometheus_client import REGISTRY
 
 from app.kpay.client import CONNECT_ATTEMPTS, Answer, Endpoint, NotSent, connect
 
-from .servers import PENDING, Server, bound, is_silent, says, serving, until
+from .servers import PENDING, Server, bound, is_silent, not_sent, says, serving, until
 
 pytestmark = pytest.mark.anyio
 
 ORDER = {"refid": "R1"}
 
 
-def attempts() -> float:
-    """Return how many attempts to send a payment request have been counted as not sent."""
-    labels = {"action": "pay", "outcome": "not_sent"}
-    return REGISTRY.get_sample_value("kpayd_gateway_calls_total", labels) or 0
-
-
 async def test_fault_24_a_refused_connection_is_tried_three_times() -> None:
     """Where nobody listens nothing was sent, which is known after three attempts."""
-    before = attempts()
+    before = not_sent("pay")
     with bound() as sock:
         async with connect(Server(sock.getsockname()[1]).endpoint(timeout=10)) as kpay:
             with pytest.raises(NotSent):
                 await kpay.pay(ORDER)
-    assert attempts() - before == CONNECT_ATTEMPTS
+    assert not_sent("pay") - before == CONNECT_ATTEMPTS
 
 
 async def test_refused_question_is_not_tried_again() -> None:
     """A checkstatus that finds nobody waits for the next check."""
     with bound() as sock:
         async with connect(Server(sock.getsockname()[1]).endpoint()) as kpay:
-            began = time.monotonic()
+            before = not_sent("checkstatus")
             with pytest.raises(NotSent):
                 await kpay.checkstatus("R1")
-            assert time.monotonic() - began < 0.5
+    assert not_sent("checkstatus") - before == 1
 
 
 async def test_fault_24_a_server_that_comes_up_meanwhile_gets_one_request() -> None:
     """A request whose first attempts found nobody is sent once when somebody is there, and not again."""
     sock = bound()
     async with connect(Server(sock.getsockname()[1]).endpoint(timeout=10)) as kpay:
-        before = attempts()
+        before = not_sent("pay")
         paying = asyncio.create_task(kpay.pay(ORDER))
-        await until(lambda: attempts() > before)
+        await until(lambda: not_sent("pay") > before)
         async with serving(says(PENDING), sock=sock) as server:
             answer = await paying
     assert answer.message is not None
@@ -78,12 +71,12 @@ async def test_connection_that_hangs() -> None:
 async def test_fault_24_a_short_deadline_does_not_turn_a_refusal_into_doubt() -> None:
     """Also where the deadline passes between two attempts nothing was sent, and that is what is said, in time."""
     with bound() as sock:
-        async with connect(Server(sock.getsockname()[1]).endpoint(timeout=0.5)) as kpay:
+        async with connect(Server(sock.getsockname()[1]).endpoint(timeout=2)) as kpay:
             began = time.monotonic()
             outcomes = await asyncio.gather(*(kpay.pay(ORDER) for _ in range(20)), return_exceptions=True)
             took = time.monotonic() - began
     assert {type(outcome) for outcome in outcomes} == {NotSent}
-    assert took < 0.9
+    assert took < 5
 
 
 async def test_name_that_is_not_there() -> None:
@@ -127,7 +120,7 @@ async def test_pool_outlives_calls_that_were_cut() -> None:
     async def behave(writer: asyncio.StreamWriter) -> None:
         await (is_silent(writer) if silent else says(PENDING)(writer))
 
-    async with serving(behave) as server, connect(server.endpoint(timeout=3), checks=20, payments=0) as kpay:
+    async with serving(behave) as server, connect(server.endpoint(timeout=5), checks=20, payments=0) as kpay:
         calls = [asyncio.create_task(kpay.checkstatus(f"R{number}")) for number in range(300)]
         for number, call in enumerate(calls):
             if number % 3:

@@ -194,10 +194,10 @@ def test_round_trip(members: dict[str, str], ascii_only: bool, encoding: str) ->
 def test_64_kib_of_anything_is_read_fast(prefix: str, unit: str) -> None:
     """No body of 64 KiB keeps a process busy."""
     body = (prefix + unit * 65_536).encode()[:65_536]
-    began = time.perf_counter()
+    began = time.process_time()
     read(body)
     read(body, FORM)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_multipart_is_read() -> None:
