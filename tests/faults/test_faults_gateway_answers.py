@@ -329,6 +329,7 @@ def test_fault_30_a_request_that_kpay_refuses_for_our_sake_is_misconfigured(line
 def test_fault_30_a_question_that_kpay_refuses_says_nothing_of_the_payment(line: Line, code: str) -> None:
     """600 to 605 to a check leave every payment as it is and the log is told; 600 to 602 open the breaker at once."""
     refid = line.service.start(PAYS)["refid"]
+    line.liar.lies["checkstatus", EVERY] = lie(reply=RETCODES[int(code)], retcode=int(code))
     for members in ({"retcode": int(code)}, {"statusid": code}):
         line.liar.lies["checkstatus", refid] = lie(refid=refid, reply=RETCODES[int(code)], **members)
         after = line.check(refid)
