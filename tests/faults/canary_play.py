@@ -34,7 +34,7 @@ from tests.faults.canaries import (
     with_password,
 )
 from tests.faults.conftest import Server, own_server
-from tests.faults.test_faults_gateway_answers import NOT_FOUND, Liar, Lie, lie, lying
+from tests.liar import NOT_FOUND, Liar, Lie, lie, lying
 from tests.proxy import Direction, Fault, Proxy, running_proxy
 from tests.support import (
     Json,

@@ -13,7 +13,7 @@ import pytest
 from app.dev.laptop import free_port
 from app.kpay.discreet import UNDERSTOOD
 from tests.conftest import QUICK
-from tests.faults.test_faults_gateway_answers import NOT_FOUND, Liar, Lie, lie, lying
+from tests.liar import NOT_FOUND, Liar, Lie, lie, lying
 from tests.proxy import Direction, Fault, Proxy, running_proxy
 from tests.receiver import run_receiver
 from tests.service.test_bad_input import fields, refused

@@ -13,7 +13,7 @@ import pytest
 from app.dev.postgres import binaries
 from app.domain import Scope
 from tests.conftest import QUICK
-from tests.faults.test_faults_gateway_answers import EVERY, Liar, Lie, lie, lying
+from tests.liar import EVERY, Liar, Lie, lie, lying
 from tests.proxy import Fault, Proxy, running_proxy
 from tests.service.test_bad_input import CANARY, fields, refused
 from tests.support import Json, Service, Simulator, query, run_service
