@@ -3,16 +3,13 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,56 +24,16 @@ from app.database import open_database
 from app.dev.demo import Stage
 from app.dev.laptop import free_port
 from tests.conftest import QUICK
+from tests.desk import BLOCKS, PAGE, Desk, at_desk
 from tests.proxy import Fault, running_proxy
 from tests.receiver import run_receiver
 from tests.support import Service, Simulator, eventually, new_refid, payment, run_service
 
-PAGE = Path(__file__).parent.parent / "docs" / "developers.md"
-BLOCKS: dict[str, str] = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-RUN_BY = {"sh": "sh", "py": sys.executable, "mjs": "node", "php": "php"}
 LANGUAGES = ("py", "mjs", "php")
 PROGRAMS = ("pay", "receive", "feed", "stream")
 CARDS = ("card", "save-card", "cards", "saved-card")
 SHELL = ("start", "wait", "again", *CARDS, "listen", "client", "parked", "feed", "stream")
 SETTINGS = QUICK | {"WEBHOOK_HOSTS": "127.0.0.1", "WEBHOOK_SCHEDULE": "0.2,0.3", "WEBHOOK_TIMEOUT": "2"}
-
-
-@dataclass(frozen=True)
-class Desk:
-    """A newcomer's folder with the page's examples in it, and what the page has them put in the environment."""
-
-    folder: Path
-    env: Mapping[str, str]
-
-    def command(self, name: str) -> list[str]:
-        """Return how an example is run."""
-        kind = name.partition(".")[2]
-        if shutil.which(RUN_BY[kind]) is None or (kind == "sh" and shutil.which("curl") is None):
-            pytest.skip(f"NOT RUN: {'curl' if kind == 'sh' else RUN_BY[kind]} is not installed, so {name} is not shown")
-        (self.folder / name).write_text(BLOCKS[name])
-        server = ["-S", f"127.0.0.1:{self.env.get('PORT')}"] if name == "receive.php" else []
-        return [RUN_BY[kind], *server, name]
-
-    def run(self, name: str, **more: str) -> str:
-        """Run an example to its end and return what it printed."""
-        done = subprocess.run(
-            self.command(name), check=False, env={**self.env, **more}, cwd=self.folder, capture_output=True, timeout=60
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
-    @contextmanager
-    def running(self, name: str, **more: str) -> Iterator[Callable[[], list[str]]]:
-        """Run an example until the block ends; yields what tells the lines that it has printed so far."""
-        path = self.folder / f"{name}.out"
-        with path.open("ab") as out:
-            command, env = self.command(name), {**self.env, **more}
-            child = subprocess.Popen(command, env=env, cwd=self.folder, stdout=out, stderr=out, start_new_session=True)
-        try:
-            yield lambda: path.read_text().splitlines()
-        finally:
-            os.killpg(child.pid, signal.SIGTERM)  # a shell's own child would outlive it
-            child.wait(10)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +58,6 @@ def of_clients(service: Service, work: Callable[[Clients], Awaitable[Credentials
 def new_client(service: Service, url: str | None = None) -> Credentials:
     """Make an API client."""
     return of_clients(service, lambda clients: clients.add(new_refid(), webhook_url=url))
-
-
-def at_desk(folder: Path, service: Service, key: str, **more: str) -> Desk:
-    """Return a desk whose environment is the page's."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("KPAYD_", "NO_PROXY"))}
-    env = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
-    own = {"KPAYD_URL": service.url, "KPAYD_KEY": key, "ORDER": new_refid(), "TMPDIR": str(folder)}
-    return Desk(folder, env | own | more)
 
 
 @pytest.fixture

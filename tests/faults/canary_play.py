@@ -50,23 +50,7 @@ from tests.support import (
 )
 
 NEVER_ACTS = "250780000005"
-REFUSED_OR_LOST = (
-    "001",
-    "002",
-    "030",
-    "032",
-    "033",
-    "034",
-    "035",
-    "036",
-    "038",
-    "039",
-    "040",
-    "043",
-    "048",
-    "050",
-    "052",
-)
+REFUSED_OR_LOST = (1, 2, 30, 32, 33, 34, 35, 36, 38, 39, 40, 43, 48, 50, 52)
 """Magic numbers: refusals, time-outs, resets, HTML, cut JSON (docs/simulator.md)."""
 REFUSES_US = ("045", "046")
 
@@ -202,7 +186,7 @@ def driven(folder: Path) -> Scene:
 
 
 def _play(service: Service, caller: Caller, kpay: str, server: Server) -> Sequence[str]:
-    numbers = [PERSONAL["msisdn"], NEVER_ACTS, *(f"250780000{number}" for number in REFUSED_OR_LOST)]
+    numbers = [PERSONAL["msisdn"], NEVER_ACTS, *(f"250780000{number:03}" for number in REFUSED_OR_LOST)]
     with ThreadPoolExecutor(8) as pool:
         begun = [each.json() for each in pool.map(lambda number: caller.start(number=number), numbers)]
     paid, open_one = begun[:2]
