@@ -251,8 +251,6 @@ class Reconciler:
         room = self.breaker.room(time.monotonic(), most)
         try:
             if time.monotonic() >= self._expire_at:
-                # Not at every claim: it looks at all that is due, and after an outage that may be thousands.
-                self._expire_at = time.monotonic() + LOOK_EVERY
                 await self._let_expire(own=room < most)
             claims = await self._lease(room) if room else []
         except UNAVAILABLE as exc:
@@ -289,12 +287,20 @@ class Reconciler:
         Where one is locked, or too many are due to be looked at, they are expired later: checks must not wait for that.
         """
         try:
-            async with self._database.direct() as by:
-                overdue = await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
-            for row in overdue:
+            for row in await self._overdue(own=own):
                 await self._intake.take_in(row.refid, None)
         except UNAVAILABLE as exc:
             log.error("overdue payments could not be expired", error=type(exc).__name__)  # noqa: TRY400 - every second
+
+    async def _overdue(self, *, own: bool) -> Sequence[Row]:
+        began = time.monotonic()
+        try:
+            async with self._database.direct() as by:
+                return await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
+        finally:
+            # It looks at all that is due, and after an outage that may be many: claims wait for it a tenth of the time.
+            looked = time.monotonic()
+            self._expire_at = looked + max(LOOK_EVERY, 10 * (looked - began))
 
     async def _check_claimed(self, claim: Claim, line: AbstractAsyncContextManager[object] = _NO_LINE) -> None:
         claimed, is_probe = time.monotonic(), self.breaker.is_open
