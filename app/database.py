@@ -8,10 +8,9 @@ import asyncio
 import re
 import time
 from collections import namedtuple
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -21,6 +20,8 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from app.held import Driver, Held
 
 # asyncpg's own are what comes by the driver, and a fresh connection that is ended while it is given its codecs.
 UNAVAILABLE = (
@@ -113,25 +114,6 @@ def _leave_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-class Driver(Protocol):
-    """What is needed of asyncpg's connection."""
-
-    async def fetch(self, query: str, *args: object) -> Sequence[Mapping[str, Any]]:
-        """Execute a statement and return its rows."""
-
-    async def execute(self, query: str) -> str:
-        """Execute words without parameters."""
-
-    def is_closed(self) -> bool:
-        """Whether it has ended."""
-
-    def is_in_transaction(self) -> bool:
-        """Whether one is open."""
-
-    def terminate(self) -> None:
-        """End it and say no goodbye."""
-
-
 Direct = Driver | AsyncConnection
 """By which a `Prepared` statement goes: the driver itself, or Core behind a pooler."""
 
@@ -171,21 +153,6 @@ class Prepared:
         return next(iter(await self.fetch(by, **values)), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A connection that is kept at hand between two uses."""
-
-    connection: AsyncConnection
-    driver: Driver
-    until: float
-    era: int  # those of an earlier one are not used again
-
-    @property
-    def is_good(self) -> bool:
-        """Whether it can be used again: it is there, nothing is left open in it, and its time is not up."""
-        return not (self.driver.is_closed() or self.driver.is_in_transaction() or self.until < time.monotonic())
-
-
 class Database:
     """One pool of connections with several ways of using it. All raise one of `UNAVAILABLE` within `ANSWER_SECONDS`.
 
@@ -199,7 +166,7 @@ class Database:
         # Behind a pooler a statement alone may be prepared on one connection and executed on another.
         self._autocommit = engine if pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._pooled = pooled
-        self._at_hand: dict[AsyncEngine, list[_Held]] = {engine: [], self._autocommit: []}
+        self._at_hand: dict[AsyncEngine, list[Held]] = {engine: [], self._autocommit: []}
         self._open = 0
         self._era = 0
         self._lost = 0
@@ -217,6 +184,7 @@ class Database:
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection for single statements, each its own transaction (a quarter cheaper for reads)."""
         async with self._connected(self._autocommit) as held:
+            await held.plan_by_value("SESSION")
             yield held.connection
             if self._pooled:
                 await held.connection.commit()
@@ -225,6 +193,7 @@ class Database:
         """Give what `Prepared` statements go by, each its own transaction.
 
         For what everybody waits for: Core took three times the driver's CPU (docs/decisions/0021-the-driver-itself.md).
+        And PostgreSQL plans it once, whatever the values (docs/decisions/0028-planned-once.md).
         """
         return self.autocommit() if self._pooled else self._driven()
 
@@ -239,6 +208,7 @@ class Database:
         Raises `CommitInDoubt` where it was the commit that failed.
         """
         async with self._connected(self.engine) as held:
+            await held.plan_by_value("LOCAL")
             yield held.connection
             try:
                 await held.connection.commit()
@@ -262,8 +232,9 @@ class Database:
 
     @asynccontextmanager
     async def _driven(self) -> AsyncIterator[Driver]:
-        async with self._connected(self._autocommit) as held:
+        async with self._connected(self._autocommit, plans_once=True) as held:
             try:
+                await held.plan_once()
                 yield held.driver
             except Exception as exc:
                 # By Core SQLAlchemy sees to this.
@@ -296,12 +267,12 @@ class Database:
                     driver.terminate()  # SQLAlchemy, which knows of none, would let somebody else go on in it
 
     @asynccontextmanager
-    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[_Held]:
+    async def _connected(self, engine: AsyncEngine, *, plans_once: bool = False) -> AsyncIterator[Held]:
         async with asyncio.timeout(ANSWER_SECONDS):
             began = time.monotonic()
             async with self._line:
                 self._waited = time.monotonic() - began
-                held = await self._taken(engine)
+                held = await self._taken(engine, plans_once=plans_once)
                 try:
                     try:
                         yield held
@@ -316,10 +287,12 @@ class Database:
                 finally:
                     await self._put_back(engine, held)
 
-    async def _taken(self, engine: AsyncEngine) -> _Held:
+    async def _taken(self, engine: AsyncEngine, *, plans_once: bool) -> Held:
         """Return a connection: the one at hand for longest, else another one, for which one of the other way may go."""
-        while self._at_hand[engine]:
-            held = self._at_hand[engine].pop(0)
+        at_hand = self._at_hand[engine]
+        while at_hand:
+            held = next((each for each in at_hand if each.plans_once == plans_once), at_hand[0])
+            at_hand.remove(held)
             if held.is_good and held.era == self._era:
                 return held
             await self._let_go(held)
@@ -334,9 +307,9 @@ class Database:
         except BaseException:
             self._open -= 1
             raise
-        return _Held(connection, driver, time.monotonic() + self._recycle, era)
+        return Held(connection, driver, time.monotonic() + self._recycle, era, connection.info)
 
-    async def _put_back(self, engine: AsyncEngine, held: _Held) -> None:
+    async def _put_back(self, engine: AsyncEngine, held: Held) -> None:
         if held.is_good and held.era == self._era:
             self._at_hand[engine].append(held)
             return
@@ -352,7 +325,7 @@ class Database:
             while each:
                 await self._let_go(each.pop())
 
-    async def _let_go(self, held: _Held) -> None:
+    async def _let_go(self, held: Held) -> None:
         if held.era < self._lost:
             held.driver.terminate()  # or SQLAlchemy's pool would hand it out again
         try:
