@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import text
 
+from app.api.context import Context
 from app.database import Database, Prepared
 from app.main import open_context
 from app.reconcile import Claim
@@ -74,34 +75,45 @@ class _Account:
         return ((0 if postgres_alone else own) + postgres) / times * 1e6, postgres / times * 1e6, times / seconds
 
 
-async def _claims(url: str) -> tuple[Cost, Cost]:
+async def _claims(parts: Context) -> tuple[Cost, Cost]:
     """Claim and put off by turns, each by a connection of its own; return what either costs for one claim.
 
     By their two backends' CPU: autovacuum comes when it likes, and can take as much as all of this.
     """
-    async with open_context(settings_of(url, "http://127.0.0.1:9/")) as parts:
 
-        async def put_off(claims: Sequence[Claim]) -> None:
-            async with parts.database.direct() as by:
-                await _ANSWERED.fetch(by, refids=[claim.refid for claim in claims])
+    async def put_off(claims: Sequence[Claim]) -> None:
+        async with parts.database.direct() as by:
+            await _ANSWERED.fetch(by, refids=[claim.refid for claim in claims])
 
-        async def backend(of: Database) -> int:
-            async with of.direct() as by:  # the connection that is at hand: one, since one thing is done at a time
-                return int((await _BACKEND.fetch(by))[0].pid)
+    async def backend(of: Database) -> int:
+        async with of.direct() as by:  # the connection that is at hand: one, since one thing is done at a time
+            return int((await _BACKEND.fetch(by))[0].pid)
 
-        lease, leased = parts.reconciler._lease, set()  # noqa: SLF001 - the very statements, without the call
-        await put_off(await lease(CLAIM))
-        claiming = _Account(await backend(parts.reconciler._database))  # noqa: SLF001
-        answering = _Account(await backend(parts.database))
-        for _ in range(CLAIMS):
-            with claiming.spending():
-                claims = await lease(CLAIM)
-            with answering.spending():
-                await put_off(claims)
-            leased.add(len(claims))
+    lease, leased = parts.reconciler._lease, set()  # noqa: SLF001 - the very statements, without the call
+    await put_off(await lease(CLAIM))
+    claiming = _Account(await backend(parts.reconciler._database))  # noqa: SLF001
+    answering = _Account(await backend(parts.database))
+    for _ in range(CLAIMS):
+        with claiming.spending():
+            claims = await lease(CLAIM)
+        with answering.spending():
+            await put_off(claims)
+        leased.add(len(claims))
     if leased != {CLAIM}:
         raise AssertionError(f"claims came back with {sorted(leased)} payments")
     return claiming.cost(CLAIMS), answering.cost(CLAIMS, postgres_alone=True)
+
+
+@contextmanager
+def _worker(url: str) -> Iterator[Callable[[], tuple[Cost, Cost]]]:
+    """Yield what measures claims by connections that stay: a worker has the same ones for half an hour."""
+    with asyncio.Runner() as runner:
+        context = open_context(settings_of(url, "http://127.0.0.1:9/"))
+        parts = runner.run(context.__aenter__())
+        try:
+            yield lambda: runner.run(_claims(parts))
+        finally:
+            runner.run(context.__aexit__(None, None, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +151,7 @@ def measure(folder: Path, store: Store, sizes: Sequence[Payments], *, seconds: f
     postbacks: Counter[int] = Counter()
     found: dict[tuple[str, int], list[Cost]] = {(work, of.rows): [] for work in WORKS for of in sizes}
     with ExitStack() as stack:
-        loads = {}
+        loads, workers = {}, {}
         for of in sizes:
             server, service = stack.enter_context(as_service(folder, of.url))
             recent = Payments(of.url, of.rows, recent=LEAST_PENDING)
@@ -150,13 +162,14 @@ def measure(folder: Path, store: Store, sizes: Sequence[Payments], *, seconds: f
                 Loaded(folder, store, server, Postbacks(recent), MOST),
                 Loaded(folder, store, server, wanted, reading.MOST),
             )
+            workers[of.rows] = stack.enter_context(_worker(of.url))
         for number in range(rounds + 1):
             for of in sizes:
                 samples = [load.measure(seconds if number else 1, CONNECTIONS) for load in loads[of.rows]]
                 postbacks[of.rows] += samples[0].requests
                 costs = [_cost(sample) for sample in samples]
                 _due(of)
-                costs += asyncio.run(_claims(of.url))
+                costs += workers[of.rows]()
                 if number:  # the first one only warms up
                     for work, cost in zip(WORKS, costs, strict=True):
                         found[work, of.rows].append(cost)
