@@ -223,6 +223,7 @@ class Database:
         """
         await self._let_go_of_all()
         async with self.engine.begin() as connection:
+            await connection.exec_driver_sql("SET LOCAL plan_cache_mode TO DEFAULT")  # it may have been the driver's
             yield connection
 
     async def close(self) -> None:
@@ -288,7 +289,10 @@ class Database:
                     await self._put_back(engine, held)
 
     async def _taken(self, engine: AsyncEngine, *, plans_once: bool) -> Held:
-        """Return a connection: the one at hand for longest, else another one, for which one of the other way may go."""
+        """Return a connection: the one at hand for longest, of those that plan so if there are any.
+
+        Else another one, for which one of the other way may go.
+        """
         at_hand = self._at_hand[engine]
         while at_hand:
             held = next((each for each in at_hand if each.plans_once == plans_once), at_hand[0])

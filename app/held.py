@@ -8,12 +8,14 @@ from typing import Any, Literal, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _PLANNED_SECONDS = 10.0
+"""A plan that was made for an empty table reads all of it when it has grown, so none is kept for long."""
+
 # With what a batch happens to hold in view PostgreSQL plans it anew each time, which can take longer than to do it. On
-# Citus (docs/scaling.md) there is no other way: by what is given it finds the shards. What was planned for an empty
-# table reads all of it when it has grown, so no plan is kept for long.
+# Citus (docs/scaling.md) there is no other way: by what is given it finds the shards. And whoever runs the database may
+# know better (docs/postgres.md).
 _PLAN_ONCE = """
-DISCARD PLANS; SELECT set_config('plan_cache_mode', CASE WHEN EXISTS (
-    SELECT FROM pg_extension WHERE extname = 'citus') THEN 'auto' ELSE 'force_generic_plan' END, false)
+SELECT set_config('plan_cache_mode', 'force_generic_plan', false)
+WHERE current_setting('plan_cache_mode') = 'auto' AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
 """
 
 
@@ -48,14 +50,18 @@ class Held:
 
     @property
     def plans_once(self) -> bool:
-        """Whether a `Prepared` statement went by it last."""
-        return "planned_until" in self.info
+        """Whether PostgreSQL was told to keep the plans of what goes by it."""
+        return "plans_once" in self.info
 
     async def plan_once(self) -> None:
-        """Have PostgreSQL keep the plans of what comes next, for some seconds."""
-        if self.info.get("planned_until", 0.0) < time.monotonic():
+        """Have PostgreSQL plan what comes next once, for some seconds."""
+        now = time.monotonic()
+        if self.info.setdefault("plans_until", now + _PLANNED_SECONDS) < now:
+            await self.driver.execute("DISCARD PLANS")
+            self.info["plans_until"] = now + _PLANNED_SECONDS
+        if not self.plans_once:
             await self.driver.execute(_PLAN_ONCE)
-            self.info["planned_until"] = time.monotonic() + _PLANNED_SECONDS
+            self.info["plans_once"] = True
 
     async def plan_by_value(self, scope: Literal["SESSION", "LOCAL"]) -> None:
         """Have PostgreSQL plan by what is given again, as it comes: a list's filters are of every kind.
@@ -65,7 +71,7 @@ class Held:
         if self.plans_once:
             await self.connection.exec_driver_sql(f"SET {scope} plan_cache_mode TO DEFAULT")
             if scope == "SESSION":
-                del self.info["planned_until"]
+                del self.info["plans_once"]
 
     @property
     def is_good(self) -> bool:
