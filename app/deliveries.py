@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
     null,
     select,
     tuple_,
@@ -51,12 +52,20 @@ _IS_BEHIND = and_(
 _KEYS = select(deliveries.c.refid, deliveries.c.seq)
 _IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
 """Of a payment's events the earlier first, and rows locked in one order."""
-_SOON = Prepared(
-    _KEYS.add_columns(func.extract("epoch", deliveries.c.next_at - func.now()).label("due_in"))
+# With a limit that is no parameter, and in the very order of the index: planned for all values, with statistics from
+# before, PostgreSQL would otherwise read and sort all that is due, or all that ever was delivered.
+_IN_LINE = (
+    _KEYS.add_columns(deliveries.c.next_at)
     .outerjoin(_earlier, _IS_BEHIND)
     .where(deliveries.c.client == bindparam("client"), _earlier.c.refid.is_(None))
     .where(deliveries.c.next_at <= func.now() + bindparam("ahead", type_=Interval))
-    .order_by(deliveries.c.next_at, deliveries.c.refid)
+    .order_by(deliveries.c.next_at)
+    .limit(literal_column("100", Integer))
+    .subquery("in_line")
+)
+_SOON = Prepared(
+    select(_IN_LINE.c.refid, _IN_LINE.c.seq, func.extract("epoch", _IN_LINE.c.next_at - func.now()).label("due_in"))
+    .order_by(_IN_LINE.c.next_at)
     .limit(bindparam("most", type_=Integer))
 )
 _THESE = (

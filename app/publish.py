@@ -44,15 +44,16 @@ LOOK_EVERY = 1.0
 
 _BATCH = 500
 
-# Not a parameter: a plan for all values would not know that this is what the outbox's index has.
+# Not parameters: a plan for all values would not know that this is what the outbox's index has, nor how few are wanted.
+_ONE, _SOME = literal_column("1", Integer), literal_column(str(_BATCH), Integer)
 _IN_OUTBOX = events.c.position.is_(None) & (events.c.type != literal_column(f"'{EVIDENCE}'"))
 # Whoever dies while it holds the lock must not hold up everybody until the network notices.
 _LET_GO = func.set_config("idle_in_transaction_session_timeout", "5s", true()).label("let_go")
 _LAST = Prepared(select(feed.c.last, feed.c.since, _LET_GO).where(feed.c.id == 1).with_for_update())
 _OLDEST = select(events.c.refid).where(_IN_OUTBOX).order_by(events.c.created_at)
-_ANY = Prepared(_OLDEST.limit(1))
-_CHANGED = Prepared(_OLDEST.limit(_BATCH))
-_NEWS = Prepared(_OLDEST.where(events.c.created_at >= bindparam("since")).limit(_BATCH))
+_ANY = Prepared(_OLDEST.limit(_ONE))
+_CHANGED = Prepared(_OLDEST.limit(_SOME))
+_NEWS = Prepared(_OLDEST.where(events.c.created_at >= bindparam("since")).limit(_SOME))
 _FRESH = Prepared(
     select(events.c.refid, events.c.seq, events.c.created_at, events.c.type, payments.c.client)
     .join(payments, payments.c.refid == events.c.refid)

@@ -116,6 +116,28 @@ def test_a_claim_looks_at_few_of_the_many_that_are_due(
     assert looked_at() <= most
 
 
+_DELIVERED = """
+INSERT INTO deliveries (refid, seq, client, delivered_at, next_at)
+SELECT 'd' || n, 1, 'shop', CASE WHEN n > 500 THEN now() END, CASE WHEN n <= 500 THEN now() END
+FROM generate_series(1, 200000) AS n
+"""
+_READ_ALONG = "SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relname = 'deliveries'"
+
+
+def test_a_claim_does_not_read_all_that_was_ever_delivered(single: str) -> None:
+    """Of one client's very many notifications a batch is due, all at one time: no claim reads the others."""
+    for sql in (_DELIVERED, "VACUUM ANALYZE deliveries"):
+        query(single, sql)
+
+    async def run() -> None:
+        async with open_database(single, pool=1) as database:
+            await _notifications(database)
+
+    asyncio.run(run())
+    eventually(lambda: query(single, _READ_ALONG)[0]["idx_scan"] > 0)  # told when the connection has ended
+    assert query(single, _READ_ALONG)[0]["seq_tup_read"] == 0
+
+
 def test_a_claim_is_planned_once(backlog: str) -> None:
     """PostgreSQL does not plan anew by what is given: to plan most of these takes longer than to do them."""
 
