@@ -25,6 +25,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    literal_column,
     or_,
     select,
     text,
@@ -104,7 +105,7 @@ _TIME_IS_UP = Prepared(
         or_(payments.c.gateway != bindparam("ours"), bindparam("own", type_=Boolean)),
         _IS_OPEN,
     )
-    .limit(100)
+    .limit(literal_column("100", Integer))  # no parameter, or a plan for all values would make it a tenth of them
 )
 _CLOCK = Prepared(select(func.now().label("now")))
 _NO_LINE = nullcontext()
@@ -290,17 +291,17 @@ class Reconciler:
             for row in await self._overdue(own=own):
                 await self._intake.take_in(row.refid, None)
         except UNAVAILABLE as exc:
-            log.error("overdue payments could not be expired", error=type(exc).__name__)  # noqa: TRY400 - every second
+            log.error("overdue payments could not be expired", error=type(exc).__name__)  # noqa: TRY400 - twice a second
 
     async def _overdue(self, *, own: bool) -> Sequence[Row]:
-        began = time.monotonic()
-        try:
-            async with self._database.direct() as by:
-                return await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
-        finally:
-            # It looks at all that is due, and after an outage that may be many: claims wait for it a tenth of the time.
+        self._expire_at = time.monotonic() + LOOK_EVERY
+        async with self._database.direct() as by:
+            began = time.monotonic()
+            overdue = await _TIME_IS_UP.fetch(by, ours=self._gateway, own=own)
+            # It looks at all that is due, and after an outage that may be many: no claim waits for it again so soon.
             looked = time.monotonic()
             self._expire_at = looked + max(LOOK_EVERY, 10 * (looked - began))
+        return overdue
 
     async def _check_claimed(self, claim: Claim, line: AbstractAsyncContextManager[object] = _NO_LINE) -> None:
         claimed, is_probe = time.monotonic(), self.breaker.is_open
