@@ -53,9 +53,12 @@ def test_what_is_prepared_is_planned_once_and_all_else_by_what_is_given(
                         found.append(tuple((await connection.execute(text(_SHOWN))).one()))
                         await connection.execute(text("SELECT 1 / 0" if error else "SELECT 1"))
                 await prepared(database)
+            async with database.unbounded() as connection:
+                found.append(tuple((await connection.execute(text(_SHOWN))).one()))
+            await prepared(database)
 
     asyncio.run(run())
-    assert [plans for plans, _ in found] == [for_prepared, default] * 3 + [for_prepared]
+    assert [plans for plans, _ in found] == [for_prepared, default] * 4 + [for_prepared]
     assert len({pid for _, pid in found}) == 1
 
 

@@ -169,4 +169,4 @@ def _age(row: Row) -> float:
 def _waited(request: Request) -> int:
     """Return how long a page without a script says that it has waited: it decides when the way on is shown."""
     value = request.query_params.get("waited", "")
-    return min(int(value), _LONGEST_WAIT) if value.isdecimal() and len(value) < 7 else 0  # noqa: PLR2004
+    return min(int(value), _LONGEST_WAIT) if value.isdecimal() and len(value) < 7 else 0  # noqa: PLR2004 - days
