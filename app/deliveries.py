@@ -53,14 +53,15 @@ _KEYS = select(deliveries.c.refid, deliveries.c.seq)
 _IN_ORDER = (deliveries.c.refid, deliveries.c.seq)
 """Of a payment's events the earlier first, and rows locked in one order."""
 # With a limit that is no parameter, and in the very order of the index: planned for all values, with statistics from
-# before, PostgreSQL would otherwise read and sort all that is due, or all that ever was delivered.
+# before, PostgreSQL would otherwise read and sort all that is due, or all that ever was delivered. No client has more
+# under way at once (`webhook_concurrency`).
 _IN_LINE = (
     _KEYS.add_columns(deliveries.c.next_at)
     .outerjoin(_earlier, _IS_BEHIND)
     .where(deliveries.c.client == bindparam("client"), _earlier.c.refid.is_(None))
     .where(deliveries.c.next_at <= func.now() + bindparam("ahead", type_=Interval))
     .order_by(deliveries.c.next_at)
-    .limit(literal_column("100", Integer))
+    .limit(literal_column(str(MOST_AT_ONCE), Integer))
     .subquery("in_line")
 )
 _SOON = Prepared(

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
+from annotated_types import Le
 from sqlalchemy import text
 
 from app import deliveries
@@ -15,6 +16,7 @@ from app.database import Database, Prepared, open_database
 from app.kpay import client as kpay
 from app.orders import record
 from app.publish import Publisher
+from app.settings import Settings
 from tests.support import eventually, query
 from tests.test_races import ORDER, TERMS, reconciler
 
@@ -141,6 +143,20 @@ def test_a_claim_reads_few_of_one_clients_very_many(single: str, are_open: int, 
     eventually(lambda: query(single, _READ_ALONG)[0]["found"] > 0)  # told when the connection has ended
     row = query(single, _READ_ALONG)[0]
     assert (row["read"], row["found"] <= FEW * CLAIMS * CLAIMS) == (0, True)
+
+
+def test_a_claim_takes_as_many_as_may_be_under_way(backlog: str) -> None:
+    """Where a thousand notifications may be under way at once, a thousand are claimed at once."""
+    (most,) = (
+        int(str(each.le)) for each in Settings.model_fields["webhook_concurrency"].metadata if isinstance(each, Le)
+    )
+
+    async def run() -> int:
+        async with open_database(backlog, pool=1) as database:
+            some, _ = await deliveries.claim(database, "shop", most, lease=timedelta(minutes=1), ahead=1)
+            return len(some)
+
+    assert asyncio.run(run()) == most
 
 
 def test_a_claim_is_planned_once(backlog: str) -> None:
